@@ -1,0 +1,1 @@
+"""What runs beside the data: examples, training one silo or many stacked, personal state."""

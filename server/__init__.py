@@ -1,0 +1,1 @@
+"""The round loop: cohorts, releases, checkpoints, the run's store."""

@@ -1,0 +1,1 @@
+"""One file per algorithm (server half and silo half), tasks, the wire format and the experiment's schema."""
