@@ -1,0 +1,80 @@
+"""Mechanisms: how a channel's sum over silos is bounded, noised and priced.
+
+The noise and its price come from the same two fields, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from privacy import checks
+from privacy.events import Composed, Event, Gaussian, NonPrivate
+
+
+@dataclass(frozen=True)
+class GaussianSum:
+    """A sum of vectors of norm at most `clip_norm`, plus Gaussian noise of std `noise_multiplier * clip_norm`.
+
+    Attributes:
+        clip_norm: largest L2 norm one silo may contribute.
+        noise_multiplier: std of the noise on the SUM, in units of `clip_norm`.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        checks.positive(clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier)
+        checks.finite(clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier)
+
+    private = True
+
+    @property
+    def event(self) -> Event:
+        """What one release of the sum costs a silo that is in it."""
+        return Gaussian(self.noise_multiplier)
+
+    def factors(self, norms: Tensor) -> Tensor:
+        """What each vector is multiplied with so that no norm exceeds `clip_norm`; shape of `norms`.
+
+        A norm of 0 keeps factor 1: an all-zero update is fine.
+        """
+        return torch.where(norms > self.clip_norm, self.clip_norm / norms, 1.0)
+
+    def privatize(self, total: Tensor, rng: torch.Generator) -> Tensor:
+        """The sum with its noise on EVERY coordinate, `(N,)` float64; also when nobody contributed."""
+        noise = torch.randn(total.shape, generator=rng, dtype=torch.float64)
+        return total + noise.mul_(self.noise_multiplier * self.clip_norm)
+
+
+@dataclass(frozen=True)
+class ExactSum:
+    """A plain sum: no bound, no noise, and a price of infinity."""
+
+    private = False
+
+    @property
+    def event(self) -> Event:
+        """Nothing protects an exact sum."""
+        return NonPrivate("the sum is released without noise")
+
+    def factors(self, norms: Tensor) -> Tensor:
+        """Ones: nothing is clipped."""
+        return torch.ones_like(norms)
+
+    def privatize(self, total: Tensor, rng: torch.Generator) -> Tensor:
+        """The sum as it is."""
+        return total
+
+
+Mechanism = GaussianSum | ExactSum
+
+
+def joint_event(mechanisms: Mapping[str, Mechanism]) -> Event:
+    """What all channels of one round cost together, before sampling: they are computed on one and the same cohort."""
+    events = tuple(mechanism.event for _, mechanism in sorted(mechanisms.items()))
+    return events[0] if len(events) == 1 else Composed(events)

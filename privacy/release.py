@@ -1,0 +1,227 @@
+"""From the silos' updates to a round's answers: clip, sum, noise, divide.
+
+The order is the guarantee. Every update is checked and clipped as it is summed (`contribute`, next to the silo), the
+chunks' sums are added in the order of the chunks whoever computed them (`Collector`), noise goes on once, at the end,
+and a `Release` shows nothing but the noised sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from privacy.mechanism import Mechanism
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A silo whose update was not used in a round, and why."""
+
+    silo: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The clipped sums of one chunk of silos.
+
+    Attributes:
+        chunk: position of the chunk in the cohort; sums are added in this order.
+        sums: channel to `(N,)` float64.
+        weight: sum of the weights of the updates that arrived.
+        arrived: updates summed.
+        clipped: updates that were longer than the clip norm, a private count.
+        payload: numbers sent up by the silos of this chunk.
+        failures: updates refused.
+        losses: mean training loss of each silo that reports one; private.
+    """
+
+    chunk: int
+    sums: Mapping[str, Tensor]
+    weight: float = 0.0
+    arrived: int = 0
+    clipped: int = 0
+    payload: int = 0
+    failures: tuple[Failure, ...] = ()
+    losses: tuple[float, ...] = ()
+
+
+@dataclass
+class Contributions:
+    """Sums the updates of one chunk: refuses what is malformed, clips each vector, weighs it, adds it.
+
+    Attributes:
+        mechanisms: how each channel is bounded.
+        sizes: channel to the length of its vectors.
+    """
+
+    mechanisms: Mapping[str, Mechanism]
+    sizes: Mapping[str, int]
+    weight: float = 0.0
+    arrived: int = 0
+    clipped: int = 0
+    payload: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in self.sizes.items()}
+
+    def add(self, channels: Mapping[str, Tensor], weight: Tensor | float, silos: Sequence[int]) -> None:
+        """Adds the updates of `silos`: vectors `(N,)` for one silo or `(silos, N)` for several.
+
+        A silo whose vectors are of a wrong length or not finite, or whose weight is not allowed, is left out with a
+        reason; it can neither stop the round nor change what the others contribute.
+        """
+        problem = self._malformed(channels, len(silos))
+        if problem is not None:
+            self.failures += [Failure(silo, problem) for silo in silos]
+            return
+        rows = {name: channels[name].reshape(len(silos), -1).double() for name in self.sizes}
+        norms = {name: torch.linalg.vector_norm(vectors, dim=-1) for name, vectors in rows.items()}
+        weights = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).expand(len(silos))
+        good = self._usable(norms, weights, silos)
+        clipped = torch.zeros(len(silos), dtype=torch.bool)
+        for name, mechanism in self.mechanisms.items():
+            vectors, norm = rows[name], norms[name]
+            if not bool(good.all()):  # A zero factor would turn inf into NaN: bad rows leave the matrix.
+                vectors, norm = vectors[good], norm[good]
+            factors = mechanism.factors(norm)
+            self.sums[name] += (factors * weights[good]) @ vectors
+            clipped[good] |= factors < 1.0
+        self.weight += float(weights[good].sum())
+        self.arrived += int(good.sum())
+        self.clipped += int(clipped.sum())
+        self.payload += int(good.sum()) * sum(self.sizes.values())
+
+    def _malformed(self, channels: Mapping[str, Tensor], silos: int) -> str | None:
+        if set(channels) != set(self.sizes):
+            return f"channels {sorted(channels)} where {sorted(self.sizes)} were asked"
+        for name, size in self.sizes.items():
+            shape = tuple(channels[name].shape)
+            if shape != (silos, size) and not (silos == 1 and shape == (size,)):
+                return f"channel {name!r} has shape {shape} where {size} numbers per silo were asked"
+            if not channels[name].dtype.is_floating_point:
+                return f"channel {name!r} holds {channels[name].dtype}, not floating point numbers"
+        return None
+
+    def _usable(self, norms: Mapping[str, Tensor], weights: Tensor, silos: Sequence[int]) -> Tensor:
+        finite = torch.ones(len(silos), dtype=torch.bool)
+        for norm in norms.values():
+            finite &= torch.isfinite(norm)
+        private = any(mechanism.private for mechanism in self.mechanisms.values())
+        allowed = torch.isfinite(weights) & (weights >= 0)
+        if private:
+            allowed &= weights <= 1.0  # A larger weight would move the sum by more than the clip norm.
+        for position in (~(finite & allowed)).nonzero()[:, 0].tolist():
+            reason = f"weight {float(weights[position])!r}" if finite[position] else "update is not finite"
+            self.failures.append(Failure(silos[position], reason))
+        return finite & allowed
+
+    def partial(self, chunk: int, losses: Sequence[float] = ()) -> Partial:
+        """The chunk's sums, done."""
+        return Partial(
+            chunk=chunk,
+            sums=self.sums,
+            weight=self.weight,
+            arrived=self.arrived,
+            clipped=self.clipped,
+            payload=self.payload,
+            failures=tuple(self.failures),
+            losses=tuple(losses),
+        )
+
+
+@dataclass(frozen=True)
+class Release:
+    """One round's answers, as the server may read them.
+
+    Attributes:
+        sums: channel to its released sum, `(N,)` float64.
+        divisors: channel to what a mean divides by.
+        population: all silos of the federation, also those not asked.
+    """
+
+    sums: Mapping[str, Tensor]
+    divisors: Mapping[str, float]
+    population: int
+
+    def sum(self, channel: str) -> Tensor:
+        """The released sum of a channel, `(N,)` float32."""
+        return self.sums[channel].float()
+
+    def mean(self, channel: str) -> Tensor:
+        """The released mean, `(N,)` float32.
+
+        Under privacy the divisor is the constant expected cohort: dividing by arrivals would make one silo's absence
+        move every other silo's share, which the noise does not cover. Without privacy it is the weight that arrived.
+        """
+        return (self.sums[channel] / self.divisors[channel]).float()
+
+
+class Collector:
+    """Takes the chunks of one round, in any order, and makes them a `Release`.
+
+    Sums are added in the order of the chunks, as soon as the order allows, so neither the bits of the result nor the
+    memory held depend on who computed what.
+
+    Args:
+        mechanisms: how each channel is noised.
+        sizes: channel to the length of its vectors.
+        expected: the constant expected number of contributions (canaries included).
+        population: silos of the federation.
+    """
+
+    def __init__(
+        self, mechanisms: Mapping[str, Mechanism], sizes: Mapping[str, int], *, expected: float, population: int
+    ) -> None:
+        self.mechanisms, self.expected, self.population = mechanisms, expected, population
+        self.sums = {name: torch.zeros(sizes[name], dtype=torch.float64) for name in mechanisms}
+        self.tally = Tally()
+        self._next = 0
+        self._waiting: dict[int, Partial] = {}
+
+    def add(self, partial: Partial) -> None:
+        """Takes the sums of one chunk; a chunk that came already is refused, so nothing counts twice."""
+        if partial.chunk < self._next or partial.chunk in self._waiting:
+            raise ValueError(f"chunk {partial.chunk} was added twice")
+        self._waiting[partial.chunk] = partial
+        while (ready := self._waiting.pop(self._next, None)) is not None:
+            for name, total in self.sums.items():
+                total += ready.sums[name]
+            self.tally.add(ready)
+            self._next += 1
+
+    def release(self, rng: Mapping[str, torch.Generator]) -> Release:
+        """Noises each channel once, and shows it; an empty cohort is noised too."""
+        if self._waiting:
+            raise ValueError(f"chunk {self._next} is missing; chunks {sorted(self._waiting)} came")
+        sums, divisors = {}, {}
+        for name, mechanism in self.mechanisms.items():
+            sums[name] = mechanism.privatize(self.sums[name], rng[name])
+            exact = not mechanism.private and self.tally.weight > 0
+            divisors[name] = self.tally.weight if exact else self.expected
+        return Release(sums, divisors, self.population)
+
+
+@dataclass
+class Tally:
+    """What the chunks of a round add up to besides their sums; see `Partial` for the fields."""
+
+    weight: float = 0.0
+    arrived: int = 0
+    clipped: int = 0
+    payload: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def add(self, partial: Partial) -> None:
+        """Counts one chunk."""
+        self.weight += partial.weight
+        self.arrived += partial.arrived
+        self.clipped += partial.clipped
+        self.payload += partial.payload
+        self.failures += partial.failures
+        self.losses += partial.losses

@@ -1,0 +1,163 @@
+"""Brings an event into normal form: a bag of Gaussian releases, each with the law of its sample.
+
+Composition does not mind the order, so Repeated and Composed become counts, and Gaussians on one sample become one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Sampler
+
+Neighbours: TypeAlias = Literal["add_remove", "zero_out", "replace"]
+"""What may differ between two neighbouring data sets: a unit more or less, a unit's values all zero, other values."""
+
+Law: TypeAlias = Literal["all", "poisson", "poisson_replace", "fixed_size"]
+
+
+class Unpriceable(ValueError):
+    """No proof exists here of what this event costs under this relation; the message says what would fit."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Equal releases of a Gaussian under one law of sampling.
+
+    Attributes:
+        law: which units took part: all, a Poisson sample (told apart by a unit's presence, or by its values under
+            `replace`), or a sample of fixed size.
+        rate: probability that a given unit takes part.
+        noise: standard deviation / the most that one unit can move the sum, 2 clip norms where it may be replaced. For
+            `poisson_replace` it is counted in one clip norm, because the law itself has both positions of the unit.
+        times: how many such releases.
+    """
+
+    law: Law
+    rate: float
+    noise: float
+    times: int
+
+
+@dataclass(frozen=True)
+class History:
+    """An event in normal form; equal histories cost the same, so this is the key of every cache.
+
+    Attributes:
+        terms: `(sampler, noise multiplier, times)`, sorted; the sampler None means that all units took part.
+        non_private: why there is no guarantee, or None.
+    """
+
+    terms: tuple[tuple[Sampler | None, float, int], ...] = ()
+    non_private: str | None = None
+
+    def repeated(self, times: int) -> History:
+        """This history `times` times over."""
+        return replace(self, terms=tuple((sampler, noise, count * times) for sampler, noise, count in self.terms))
+
+    @property
+    def samplers(self) -> set[type]:
+        """The types of sampler that occur; `NoneType` where all units took part."""
+        return {type(sampler) for sampler, _, _ in self.terms}
+
+
+def history_of(event: Event) -> History:
+    """The normal form of an event.
+
+    Raises:
+        Unpriceable: an event or a nesting that is not known; unknown is refused, never taken for free.
+    """
+    terms: Counter[tuple[Sampler | None, float]] = Counter()
+    reasons: list[str] = []
+    _collect(event, 1, terms, reasons)
+    ordered = sorted((key for key in terms if terms[key]), key=repr)
+    return History(tuple((*key, terms[key]) for key in ordered), reasons[0] if reasons else None)
+
+
+def _collect(event: Event, times: int, terms: Counter[tuple[Sampler | None, float]], reasons: list[str]) -> None:
+    if times == 0:
+        return
+    match event:
+        case NonPrivate(reason):
+            reasons.append(reason or "a release without noise")
+        case Gaussian(noise):
+            terms[None, float(noise)] += times
+        case Repeated(inner, count):
+            _collect(inner, times * count, terms, reasons)
+        case Composed(events):
+            for inner in events:
+                _collect(inner, times, terms, reasons)
+        case Sampled(sampler, inner):
+            _collect_sampled(sampler, inner, times, terms, reasons)
+        case _:
+            raise Unpriceable(f"cannot price {event!r}: unknown event; use the events of privacy.events")
+
+
+def _collect_sampled(
+    sampler: Sampler, event: Event, times: int, terms: Counter[tuple[Sampler | None, float]], reasons: list[str]
+) -> None:
+    inside = history_of(event)
+    if inside.samplers - {type(None)}:
+        raise Unpriceable("cannot price a sample of a sample: give the probability of both together as one rate")
+    if inside.non_private is not None:
+        reasons.append(inside.non_private)
+    if inside.terms:
+        terms[None if _everyone(sampler) else sampler, _together(inside)] += times
+
+
+def _everyone(sampler: Sampler) -> bool:
+    match sampler:
+        case Poisson(rate):
+            return rate == 1
+        case FixedSize(size, population):
+            return size == population
+        case _:
+            raise Unpriceable(f"cannot price sampler {sampler!r}: use Poisson or FixedSize")
+
+
+def _together(history: History) -> float:
+    """One noise multiplier for all releases that saw every unit; hypot neither over- nor underflows."""
+    return 1 / math.hypot(*(math.sqrt(times) / noise for sampler, noise, times in history.terms if sampler is None))
+
+
+def upper_parts(history: History, neighbours: Neighbours) -> tuple[Part, ...]:
+    """What to charge for an upper bound.
+
+    Under `replace` one unit's clipped vector may become its opposite, so the sum moves by 2 clip norms (half the noise
+    per unit of sensitivity). Zeroing out is one way of replacing, so a sample of fixed size is charged as replaced.
+
+    Raises:
+        Unpriceable: a pairing of sampler and relation that has no price.
+    """
+    if neighbours == "add_remove" and FixedSize in history.samplers:
+        raise Unpriceable("fixed-size cohorts have no add/remove price; use neighbours: replace")
+    half = 0.5 if neighbours == "replace" else 1.0
+    parts = _all_units(history, half)
+    for sampler, noise, times in history.terms:
+        match sampler:
+            case Poisson(rate):
+                parts.append(Part("poisson_replace" if neighbours == "replace" else "poisson", rate, noise, times))
+            case FixedSize(size, population):
+                parts.append(Part("fixed_size", size / population, noise / 2, times))
+    return tuple(parts)
+
+
+def lower_parts(history: History, neighbours: Neighbours) -> tuple[Part, ...]:
+    """What one pair of neighbours surely costs; differs from `upper_parts` in samples of fixed size.
+
+    There the pair is: all others send -C and the unit turns from -C to C (`replace`), or all others send 0 and the unit
+    turns from 0 to C (`zero_out`). The sum then is a Gaussian that moves with probability `rate`: a Poisson sample.
+    """
+    half = 0.5 if neighbours == "replace" else 1.0
+    return tuple(
+        Part("poisson", part.rate, 2 * part.noise * half, part.times) if part.law == "fixed_size" else part
+        for part in upper_parts(history, neighbours)
+    )
+
+
+def _all_units(history: History, half: float) -> list[Part]:
+    if type(None) not in history.samplers:
+        return []
+    return [Part("all", 1.0, _together(history) * half, 1)]

@@ -1,0 +1,102 @@
+"""Canary silos: vectors known to the auditor, sent beside the real updates through the very same clip, sum and noise.
+
+Source: Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", ICLR 2024, arXiv 2302.03098. What
+the final model remembers of them is a measurement of what it could remember of a silo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from privacy import streams
+from privacy.audit import direction
+from privacy.mechanism import Mechanism
+from privacy.release import Contributions, Partial
+from server.link import Link
+from server.sampler import Sampler
+from strategies.base import Evaluation, Instruction
+
+LENGTH = 1e4  # Far above any clip norm: the clip brings every canary to exactly the norm that a silo may have.
+BLOCK = 64  # Canaries summed at a time: directions are regenerated, never stored whole.
+
+
+class CanaryLink:
+    """A link that adds canaries to what another link brings.
+
+    Canaries take part by the same chance as silos, are never trained, and count neither as silos, nor as bytes, nor in
+    the clip fraction.
+
+    Args:
+        link: the silos.
+        canaries: how many.
+        sampler: the run's sampler; canaries are drawn as it draws silos, from a stream of their own.
+        channel: the audited channel; canaries send zeros on the others.
+        sizes: channel to the length of its vectors.
+        seed: of the experiment.
+    """
+
+    def __init__(
+        self, link: Link, *, canaries: int, sampler: Sampler, channel: str, sizes: Mapping[str, int], seed: int
+    ) -> None:
+        self.link, self.canaries, self.channel, self.sizes, self.seed = link, canaries, channel, dict(sizes), seed
+        self.population = link.population
+        self.rate = sampler.expected / sampler.population
+
+    @property
+    def expected(self) -> float:
+        """Canaries expected in a round: they add to the constant divisor of the mean."""
+        return self.rate * self.canaries
+
+    def ask(
+        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+    ) -> Iterator[Partial]:
+        """The link's chunks, then the canaries' own."""
+        chunks = 0
+        for partial in self.link.ask(instruction, cohort, mechanisms, record=record):
+            chunks += 1
+            yield partial
+        yield self._contribute(instruction.round, mechanisms, chunks)
+
+    def drawn(self, round_: int) -> list[int]:
+        """The canaries of a round."""
+        coins = streams.keys(streams.derive(self.seed, "canary cohort", round_), np.arange(self.canaries))
+        return np.flatnonzero(streams.uniforms(coins, 1)[:, 0] < self.rate).tolist()
+
+    def _contribute(self, round_: int, mechanisms: Mapping[str, Mechanism], chunk: int) -> Partial:
+        total = Contributions(mechanisms, self.sizes)
+        drawn = self.drawn(round_)
+        for at in range(0, len(drawn), BLOCK):
+            block = drawn[at : at + BLOCK]
+            total.add(self._update(block), 1.0, block)
+        return replace(total.partial(chunk), weight=0.0, arrived=0, clipped=0, payload=0)
+
+    def _update(self, canaries: Sequence[int]) -> dict[str, Tensor]:
+        size = self.sizes[self.channel]
+        channels = {name: torch.zeros(len(canaries), other) for name, other in self.sizes.items()}
+        channels[self.channel] = LENGTH * torch.stack([direction(self.seed, canary, size) for canary in canaries])
+        return channels
+
+    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+        """Evaluates silos; canaries have no rows."""
+        return self.link.evaluate(instruction, silos)
+
+    def stage(self) -> None:
+        """Passes on."""
+        self.link.stage()
+
+    def commit(self, round_: int) -> None:
+        """Passes on."""
+        self.link.commit(round_)
+
+    def recover(self, round_: int) -> None:
+        """Passes on."""
+        self.link.recover(round_)
+
+    def close(self) -> None:
+        """Passes on."""
+        self.link.close()

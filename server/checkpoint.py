@@ -1,0 +1,89 @@
+"""Checkpoints: a server's state after a round, in one file that is either whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A server after `round`.
+
+    Attributes:
+        round: the last round done.
+        state: the strategy's state.
+        meta: JSON values: the ledger's head, the row of the round, what the run is.
+    """
+
+    round: int
+    state: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes, fsyncs, renames, fsyncs the folder: a reader finds the old file or the new one, never a part."""
+    tensors = {name: value.contiguous() for name, value in checkpoint.state.items()}
+    note = json.dumps({"round": checkpoint.round, "meta": checkpoint.meta}, sort_keys=True, allow_nan=False)
+    data = save(tensors, metadata={"confide": note, "sha256": _digest(tensors, note)})
+    atomic_write(path, data)
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint back.
+
+    Raises:
+        CheckpointError: missing, cut short, changed, or not a checkpoint.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        tensors = load(data)
+        size = int.from_bytes(data[:8], "little")
+        labels = json.loads(data[8 : 8 + size])["__metadata__"]
+        note = json.loads(labels["confide"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore it from a copy or start a new run") from error
+    if _digest(tensors, labels["confide"]) != labels.get("sha256"):
+        raise CheckpointError(f"{path}: damaged (its bytes do not match its SHA-256); restore it from a copy")
+    return Checkpoint(int(note["round"]), tensors, note["meta"])
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replaces a file by new contents that are on the disk before the old ones are gone."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _digest(tensors: Mapping[str, Tensor], note: str) -> str:
+    digest = hashlib.sha256(note.encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

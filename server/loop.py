@@ -1,0 +1,270 @@
+"""The round loop: reserve, ask, aggregate, checkpoint, commit, line.
+
+The order is the design. The ledger's reserve is on the disk before a silo is asked, so a crash overcounts. The
+checkpoint's rename commits a round: it carries the ledger's head and the round's line, so what follows it (the ledger's
+commit, the personal state, rounds.jsonl) can be done again after a crash and is done once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privacy import streams
+from privacy.accountant import Neighbours, epsilon, epsilon_curve
+from privacy.events import Composed, Event, NonPrivate, Repeated
+from privacy.ledger import Entry, Ledger
+from privacy.mechanism import Mechanism, joint_event
+from privacy.release import Collector, Tally
+from server.checkpoint import Checkpoint
+from server.link import Link
+from server.sampler import Sampler
+from server.store import RunStore
+from strategies.base import State, Strategy
+
+UNIT = "silo"
+
+
+class BudgetSpent(Exception):
+    """The next round would pass the budget; nothing of it was asked or charged."""
+
+
+class Diverged(Exception):
+    """The model is no longer finite; the last checkpoint holds the last finite one."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run does, apart from who does it.
+
+    Attributes:
+        strategy: server half of the algorithm.
+        model: initial vector `(N,)`.
+        sampler: who is asked.
+        mechanisms: channel to its mechanism; all private or none.
+        rounds: how many.
+        seed: of every simulated stream.
+        expected: constant divisor of private means (expected cohort, canaries included).
+        neighbours: the relation that epsilon is for.
+        delta: of the reported epsilon; None without privacy.
+        budget: epsilon that no round may pass, at the same delta.
+        record: bring back private numbers (training loss, clip fraction).
+        every: evaluate every so many rounds, and after the last.
+        evaluate: public evaluation of a model, or None.
+        identity: what a checkpoint must agree on to be resumed (experiment's digest, data's fingerprint).
+    """
+
+    strategy: Strategy
+    model: Tensor
+    sampler: Sampler
+    mechanisms: Mapping[str, Mechanism]
+    rounds: int
+    seed: int
+    expected: float
+    neighbours: Neighbours
+    delta: float | None
+    budget: float | None
+    record: bool
+    every: int
+    evaluate: Callable[[Tensor], Mapping[str, float]] | None
+    identity: Mapping[str, str]
+
+    @property
+    def event(self) -> Event:
+        """What one round costs a silo, known before the round."""
+        if self.strategy.reveals:
+            return NonPrivate(f"strategy {self.strategy.name} sees single updates")
+        inner = joint_event(self.mechanisms)
+        return inner if isinstance(inner, NonPrivate) else self.sampler.event(inner)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A committed round.
+
+    Attributes:
+        round: its number.
+        row: its line in rounds.jsonl.
+        state: the strategy's state after it.
+    """
+
+    round: int
+    row: Mapping[str, Any]
+    state: State
+
+
+@dataclass
+class Odometer:
+    """Epsilon after so many charges of the run's event; the curve is priced once, so a round costs a look-up."""
+
+    event: Event
+    neighbours: Neighbours
+    delta: float | None
+    rounds: int
+    curve: list[float] = field(default_factory=list)
+
+    def after(self, charges: int) -> float | None:
+        """Upper epsilon after `charges` rounds; None without privacy."""
+        if self.delta is None or isinstance(self.event, NonPrivate):
+            return None
+        if not self.curve:
+            self.curve = epsilon_curve(self.event, self.rounds, self.delta, neighbours=self.neighbours)
+        if charges <= len(self.curve):
+            return self.curve[charges - 1] if charges else 0.0
+        return epsilon(Repeated(self.event, charges), self.delta, neighbours=self.neighbours).upper
+
+
+class Phases:
+    """Seconds spent in the named phases of a round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._mark = time.perf_counter()
+
+    def done(self, name: str) -> None:
+        """Books the time since the last mark under a name."""
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._mark, 6)
+        self._mark = now
+
+
+def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> tuple[int, State]:
+    """Brings everything to the last committed round; returns that round (0 for none) and the state after it."""
+    checkpoint = store.load()
+    store.cut(checkpoint)
+    if checkpoint is None:
+        link.recover(0)
+        return 0, training.strategy.init(training.model, streams.generator(training.seed, "init"))
+    if checkpoint.meta["identity"] != dict(training.identity):
+        changed = [name for name, value in training.identity.items() if checkpoint.meta["identity"].get(name) != value]
+        raise ValueError(f"{store.folder}: cannot go on, since {' and '.join(changed)} changed after it was started")
+    if int(checkpoint.meta["ledger"]["seq"]) > ledger.head.seq:
+        raise ValueError(f"{store.ledger}: shorter than the checkpoint says; lines were cut, restore it from a copy")
+    link.recover(checkpoint.round)
+    for entry in ledger.open_reserves():
+        if entry.seq <= int(checkpoint.meta["ledger"]["seq"]) and entry.round == checkpoint.round:
+            ledger.commit(entry)
+    return checkpoint.round, checkpoint.state
+
+
+def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iterator[RoundResult]:
+    """Trains from the store's last committed round to the end; one result a committed round.
+
+    To stop early, stop iterating: every yielded round is whole.
+
+    Raises:
+        BudgetSpent: before a round that would pass the budget.
+        Diverged: when the model is no longer finite.
+    """
+    done, state = resume(training, link, store, ledger)
+    odometer = Odometer(training.event, training.neighbours, training.delta, training.rounds)
+    for round_ in range(done + 1, training.rounds + 1):
+        charges = ledger.charges(UNIT)
+        _afford(training, odometer, charges + 1, round_)
+        phases = Phases()
+        entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)
+        phases.done("reserve")
+        cohort = training.sampler.draw(training.seed, round_)
+        state, row = _train(training, link, state, round_, cohort, phases)
+        row["epsilon"] = odometer.after(charges + 1)
+        row |= _evaluate(training, state, round_, phases)
+        state = _commit(training, link, store, ledger, state, entry, row, phases)
+        yield RoundResult(round_, row, state)
+
+
+def final_epsilon(training: Training, ledger: Ledger) -> Any:
+    """The bracket of everything the ledger holds, recomputed from its events; None without a delta."""
+    if training.delta is None:
+        return None
+    counts = Counter(ledger.spent(UNIT))
+    history = Composed(tuple(Repeated(event, times) for event, times in counts.items()))
+    return epsilon(history, training.delta, neighbours=training.neighbours)
+
+
+def _afford(training: Training, odometer: Odometer, charges: int, round_: int) -> None:
+    if training.budget is None:
+        return
+    after = odometer.after(charges)
+    if after is None or not after <= training.budget:
+        raise BudgetSpent(
+            f"round {round_} would bring epsilon to {after if after is None else round(after, 4)}, "
+            f"above the budget of {training.budget}; stopped after round {round_ - 1}"
+        )
+
+
+def _train(
+    training: Training, link: Link, state: State, round_: int, cohort: list[int], phases: Phases
+) -> tuple[State, dict[str, Any]]:
+    strategy, seed = training.strategy, training.seed
+    instruction = strategy.instruct(state, round_)
+    sizes = strategy.channels(training.model.numel())
+    collector = Collector(training.mechanisms, sizes, expected=training.expected, population=link.population)
+    for partial in link.ask(instruction, cohort, training.mechanisms, record=training.record):
+        collector.add(partial)
+    phases.done("train")
+    noise = {name: streams.generator(seed, "noise", round_, name) for name in training.mechanisms}
+    release = collector.release(noise)
+    state = strategy.aggregate(state, release, streams.generator(seed, "aggregate", round_))
+    if not bool(torch.isfinite(strategy.predictor(state)).all()):
+        raise Diverged(f"round {round_}: the model is no longer finite; lower train.learning_rate or the server's")
+    phases.done("aggregate")
+    return state, {"round": round_, "cohort": len(cohort)} | _counts(training, collector.tally, instruction.payload)
+
+
+def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, Any]:
+    """What may be said of the updates: counts always, private numbers only where they are recorded."""
+    failures = Counter(failure.reason for failure in tally.failures)
+    asked = tally.arrived + sum(failures.values())
+    up, down = tally.payload, payload_down * asked
+    row: dict[str, Any] = {
+        "arrived": tally.arrived,
+        "failures": sum(failures.values()),
+        "failure_reasons": dict(sorted(failures.items())),
+        "parameters_up": up,
+        "parameters_down": down,
+        "bytes_up": 4 * up,  # float32 vectors.
+        "bytes_down": 4 * down,
+        "train_loss": None,
+        "clip_fraction": None,
+    }
+    if training.record:
+        losses = [loss for loss in tally.losses if loss == loss]
+        row["train_loss"] = sum(losses) / len(losses) if losses else None
+        if any(mechanism.private for mechanism in training.mechanisms.values()) and tally.arrived:
+            row["clip_fraction"] = tally.clipped / tally.arrived
+    return row
+
+
+def _evaluate(training: Training, state: State, round_: int, phases: Phases) -> dict[str, Any]:
+    due = round_ % training.every == 0 or round_ == training.rounds
+    measured = dict(training.evaluate(training.strategy.predictor(state))) if training.evaluate and due else {}
+    phases.done("evaluate")
+    return measured
+
+
+def _commit(
+    training: Training,
+    link: Link,
+    store: RunStore,
+    ledger: Ledger,
+    state: State,
+    entry: Entry,
+    row: dict[str, Any],
+    phases: Phases,
+) -> State:
+    row["seconds"] = phases.seconds
+    line = json.dumps(row, sort_keys=True, allow_nan=False)
+    head = {"seq": ledger.head.seq, "hash": ledger.head.hash}
+    link.stage()
+    store.save(Checkpoint(entry.round, state, {"ledger": head, "identity": dict(training.identity), "line": line}))
+    link.commit(entry.round)
+    ledger.commit(entry)
+    store.append(line)
+    return state

@@ -1,0 +1,1 @@
+"""Data that arrives with or inside packages, and its way into silos."""

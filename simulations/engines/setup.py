@@ -1,0 +1,74 @@
+"""Puts the pieces of a run together the same way in every engine and every worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from client.host import SiloHost
+from client.personal import PersonalStore
+from simulations.data.federation import Federation
+from strategies.experiment import Experiment
+from strategies.layout import Layout
+from strategies.tasks import Shape, initial
+
+STACKED_NUMBERS = 2**20  # Numbers in a stacked chunk: enough to hide the cost of a call, few enough to stay in cache.
+STACKED_SILOS = (8, 256)
+SINGLE_CHUNK = 4  # Small, so that two workers end a round together.
+
+
+@dataclass(frozen=True)
+class Model:
+    """The experiment's model at its start.
+
+    Attributes:
+        module: the task's module.
+        start: its flat initial vector `(N,)`, the same in every process.
+        shape: what it fits.
+    """
+
+    module: nn.Module
+    start: Tensor
+    shape: Shape
+
+
+def model(experiment: Experiment, federation: Federation) -> Model:
+    """The model of an experiment, from its seed."""
+    shape = Shape(tuple(federation.train.rows.features.shape[1:]), federation.classes or 1)
+    module, start = initial(experiment.task, shape, seed=experiment.seed)
+    return Model(module, start, shape)
+
+
+def layout(built: Model) -> Layout:
+    """How the model's vector maps to its named tensors."""
+    return Layout.of(built.module)
+
+
+def host(experiment: Experiment, federation: Federation, *, personal: Path) -> SiloHost:
+    """The silos of a federation, ready to train."""
+    built = model(experiment, federation)
+    sizes = experiment.strategy.personal(built.start.numel())
+    return SiloHost(
+        strategy=experiment.strategy,
+        task=experiment.task,
+        module=built.module,
+        shape=built.shape,
+        train=experiment.train,
+        shards=federation.train,
+        held_out=federation.test,
+        seed=experiment.seed,
+        stacked=experiment.engine.stacked == "auto",
+        personal=PersonalStore(personal, silos=len(federation.train), sizes=sizes) if sizes else None,
+    )
+
+
+def chunk(experiment: Experiment, built: Model) -> int:
+    """Silos summed together: of the experiment and the model, never of the number of workers."""
+    if experiment.engine.chunk is not None:
+        return experiment.engine.chunk
+    if experiment.task.stack(built.shape) is None:
+        return SINGLE_CHUNK
+    least, most = STACKED_SILOS
+    return min(max(STACKED_NUMBERS // built.start.numel(), least), most)

@@ -1,0 +1,30 @@
+"""Mechanisms as JSON, for orders to worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from privacy.mechanism import ExactSum, GaussianSum, Mechanism
+
+
+def mechanisms_to_json(mechanisms: Mapping[str, Mechanism]) -> dict[str, Any]:
+    """One mapping per channel."""
+    coded: dict[str, Any] = {}
+    for channel, mechanism in mechanisms.items():
+        match mechanism:
+            case GaussianSum(clip_norm, noise_multiplier):
+                coded[channel] = {"clip_norm": clip_norm, "noise_multiplier": noise_multiplier}
+            case ExactSum():
+                coded[channel] = None
+            case _:
+                raise TypeError(f"no JSON form for {mechanism!r}")
+    return coded
+
+
+def mechanisms_from_json(coded: Mapping[str, Any]) -> dict[str, Mechanism]:
+    """The inverse of `mechanisms_to_json`."""
+    return {
+        channel: ExactSum() if fields is None else GaussianSum(fields["clip_norm"], fields["noise_multiplier"])
+        for channel, fields in coded.items()
+    }

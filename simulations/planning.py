@@ -1,0 +1,82 @@
+"""What an experiment will draw, add as noise and cost, known before anything runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from privacy.accountant import Bracket, Neighbours, epsilon, noise_multiplier_for
+from privacy.events import Composed, Event, Gaussian, NonPrivate, Repeated
+from privacy.mechanism import ExactSum, GaussianSum, Mechanism, joint_event
+from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
+from strategies.experiment import Cohort, Experiment
+from strategies.schema import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The privacy side of an experiment.
+
+    Attributes:
+        sampler: who is asked.
+        mechanisms: channel to its mechanism.
+        noise_multiplier: of all channels together; None without privacy.
+        neighbours: the relation that epsilon is for.
+        delta: of epsilon; None without privacy.
+        cost: epsilon of all rounds; None without privacy.
+    """
+
+    sampler: Sampler
+    mechanisms: dict[str, Mechanism]
+    noise_multiplier: float | None
+    neighbours: Neighbours
+    delta: float | None
+    cost: Bracket | None
+
+
+def make_sampler(cohort: Cohort, population: int) -> Sampler:
+    """The sampler of a `cohort` section for a number of silos."""
+    match cohort.sampling:
+        case "poisson":
+            return PoissonCohort(cohort.rate, population)
+        case "fixed":
+            if cohort.size is None or cohort.size > population:
+                raise ConfigError([f"cohort.size: must be <= the {population} silos of the data, got {cohort.size}"])
+            return FixedCohort(cohort.size, population)
+        case "all":
+            return FullCohort(population)
+
+
+def plan(experiment: Experiment, population: int) -> Plan:
+    """Resolves sampler, noise and price of an experiment over `population` silos.
+
+    Raises:
+        ConfigError: delta is too large for so few silos.
+        Unpriceable: nobody can prove a price for this pairing.
+    """
+    sampler = make_sampler(experiment.cohort, population)
+    channels = list(experiment.strategy.channels(1))
+    silo = experiment.privacy.silo
+    if silo is None:
+        exact: dict[str, Mechanism] = {name: ExactSum() for name in channels}
+        return Plan(sampler, exact, None, "add_remove", None, None)
+    if not silo.allow_large_delta and not silo.delta * population < 1:
+        limit = f"1 / silos = {1 / population:.4g}"
+        raise ConfigError(
+            [f"privacy.silo.delta: must be < {limit}, got {silo.delta}; lower it, or set allow_large_delta: true"]
+        )
+
+    def schedule(noise: float) -> Event:
+        return Repeated(sampler.event(Gaussian(noise)), experiment.rounds)
+
+    noise = silo.noise_multiplier
+    if noise is None:
+        assert silo.epsilon is not None  # The schema asks for one of the two.
+        noise = noise_multiplier_for(silo.epsilon, silo.delta, schedule, neighbours=silo.neighbours)
+    # Channels on one sample cost like one Gaussian of (sum z^-2)^-1/2: each gets its share of the same price.
+    share = GaussianSum(silo.clip_norm, noise * math.sqrt(len(channels)))
+    mechanisms: dict[str, Mechanism] = {name: share for name in channels}
+    inner = NonPrivate("single updates are seen") if experiment.strategy.reveals else joint_event(mechanisms)
+    event = inner if isinstance(inner, NonPrivate) else sampler.event(inner)
+    cost = epsilon(Composed((Repeated(event, experiment.rounds),)), silo.delta, neighbours=silo.neighbours)
+    return Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, cost)

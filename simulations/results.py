@@ -1,0 +1,140 @@
+"""What a run leaves at its end: the model, result.json, the report."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.torch import save
+from torch import Tensor
+
+from privacy.audit import measure
+from server.checkpoint import atomic_write
+from server.loop import final_epsilon
+from simulations.engines import setup
+
+if TYPE_CHECKING:
+    from simulations.run import ActiveRun
+
+MODEL = "model.safetensors"
+PACKAGES = ("torch", "numpy", "dp-accounting", "safetensors")
+
+
+def finish(active: ActiveRun) -> dict[str, Any]:
+    """Writes model.safetensors, result.json and report.html; returns what result.json holds."""
+    experiment, rows = active.experiment, active.store.rows()
+    checkpoint = active.store.load()
+    state = checkpoint.state if checkpoint is not None else experiment.strategy.init(active.model.start, _unused_rng())
+    predictor = experiment.strategy.predictor(state)
+    result = {
+        "name": experiment.name,
+        "strategy": experiment.strategy.name,
+        "data": experiment.data.name or "file",
+        "rounds": len(rows),
+        "seed": experiment.seed,
+        "engine": experiment.engine.kind,
+        "metrics": _metrics(active, state, predictor),
+        "privacy": _privacy(active, predictor),
+        "communication": _communication(rows, predictor.numel()),
+        "model": {"file": MODEL, "sha256": _save_model(active, predictor)},
+        "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
+        "versions": _versions(),
+        "stopped": active.stopped,
+        "silos": len(active.federation.train),
+        "notes": [*active.federation.notes, *_stamps(active)],
+        "ledger": {"seq": active.ledger.head.seq, "hash": active.ledger.head.hash},
+    }
+    active.store.finish(result)
+    from simulations.report import write_report
+
+    write_report(active.folder)
+    return result
+
+
+def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) -> dict[str, Any]:
+    """Loss and score on the public test set, and the spread over silos where private numbers may be shown."""
+    metric = active.model.shape.metric
+    measured: dict[str, Any] = {metric: None, "loss": None, "per_silo": None}
+    if active.training.evaluate is not None:
+        measured |= active.training.evaluate(predictor)
+    if active.records and active.federation.test is not None:
+        instruction = active.experiment.strategy.instruct(state, active.experiment.rounds + 1)
+        spread = active.link.evaluate(instruction, range(active.link.population))
+        if spread.score:
+            p10, p50, p90 = np.percentile(spread.score, [10, 50, 90]).tolist()
+            measured["per_silo"] = {"p10": p10, "p50": p50, "p90": p90}
+        if active.training.evaluate is None and spread.rows:
+            measured[metric] = float(np.average(spread.score, weights=spread.rows))
+            measured["loss"] = float(np.average(spread.loss, weights=spread.rows))
+    return measured
+
+
+def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
+    silo = active.experiment.privacy.silo
+    if silo is None:
+        return {"silo": None, "example": None, "measured": None}
+    spent = final_epsilon(active.training, active.ledger)
+    claimed = {
+        "epsilon_lower": _number(spent.lower),
+        "epsilon_upper": _number(spent.upper),
+        "delta": silo.delta,
+        "neighbours": spent.neighbours,
+        "method": spent.method,
+        "note": spent.note,
+        "noise_multiplier": active.plan.noise_multiplier,
+        "clip_norm": silo.clip_norm,
+        "charged_rounds": active.ledger.charges("silo"),
+    }
+    canaries, change = active.experiment.privacy.audit.canaries, predictor - active.model.start
+    measured = None
+    if canaries and bool(change.any()):
+        measured = asdict(measure(change, seed=active.experiment.seed, canaries=canaries, delta=silo.delta))
+    return {"silo": claimed, "example": None, "measured": measured}
+
+
+def _communication(rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
+    """Totals, and their ratio to sending the dense model both ways."""
+    names = ("bytes_up", "bytes_down", "parameters_up", "parameters_down")
+    totals: dict[str, Any] = {name: sum(row[name] for row in rows) for name in names}
+    dense = 2 * size * sum(row["arrived"] + row["failures"] for row in rows)
+    totals["ratio"] = (totals["parameters_up"] + totals["parameters_down"]) / dense if dense else None
+    return totals
+
+
+def _save_model(active: ActiveRun, predictor: Tensor) -> str:
+    layout = setup.layout(active.model)
+    layout.load(active.model.module, predictor)
+    tensors = {name: value.contiguous() for name, value in active.model.module.state_dict().items()}
+    data = save(tensors)
+    atomic_write(active.folder / MODEL, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _stamps(active: ActiveRun) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    stamps = []
+    if active.experiment.privacy.silo is not None:
+        stamps.append("simulated noise: drawn from the seed, so whoever knows the seed can take it off again")
+        if active.records:
+            stamps.append("metrics.privacy is research: numbers computed on private rows are shown and are not priced")
+    return stamps
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity: None stands for it."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _unused_rng() -> Any:
+    import torch
+
+    return torch.Generator()

@@ -1,0 +1,218 @@
+"""Runs an experiment from its config to its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import yaml
+
+from privacy.ledger import Ledger
+from server import loop
+from server.canaries import CanaryLink
+from server.link import Link
+from server.loop import BudgetSpent, RoundResult, Training
+from server.store import RunStore
+from simulations import planning, results
+from simulations.data.federation import Federation, build
+from simulations.engines import setup
+from simulations.engines.local import LocalLink
+from simulations.engines.pool import PoolLink
+from strategies.experiment import Experiment, digest, load
+from strategies.schema import ConfigError, encode
+from strategies.tasks import evaluate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        folder: the run's folder.
+        result: what result.json holds.
+    """
+
+    folder: Path
+    result: dict[str, Any]
+
+
+class ActiveRun:
+    """A run that is open: iterate it for its rounds, then `finish` it.
+
+    Args:
+        experiment: what to run.
+        folder: the run's folder.
+        resume: go on in a folder that holds this run.
+        plugins: modules imported for it, which worker processes import too.
+
+    Raises:
+        ValueError: the experiment does not fit the data, or the folder cannot be used; one line.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, *, resume: bool = False, plugins: Sequence[str] = ()):
+        self.experiment, self.folder = experiment, folder
+        self._threads = torch.get_num_threads()
+        self.store = RunStore(folder, resume=resume)
+        try:
+            # One thread per process: on a small machine more only get in each other's way, and the bits of a sum
+            # would depend on their number.
+            torch.set_num_threads(1)
+            self.federation = build(experiment.data, seed=experiment.seed)
+            _fits(experiment, self.federation)
+            self.plan = planning.plan(experiment, len(self.federation.train))
+            self.model = setup.model(experiment, self.federation)
+            if not resume:
+                self.store.begin(yaml.safe_dump(encode(experiment), sort_keys=False, allow_unicode=True))
+            self.ledger = Ledger(self.store.ledger, run=experiment.name, dataset=self.federation.fingerprint)
+        except BaseException:
+            self._release()
+            raise
+        try:
+            self.link = self._link(plugins)
+            self.training = self._training()
+        except BaseException:
+            self.ledger.close()
+            self._release()
+            raise
+        self.stopped: str | None = None
+        """Why the run ended before its last round: `budget` or `interrupted`."""
+
+    def __enter__(self) -> ActiveRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.link.close()
+        self.ledger.close()
+        self._release()
+
+    def __iter__(self) -> Iterator[RoundResult]:
+        return loop.run(self.training, self.link, self.store, self.ledger)
+
+    def finish(self) -> Outcome:
+        """Writes model, result.json and report.html from the last committed round."""
+        return Outcome(self.folder, results.finish(self))
+
+    def _release(self) -> None:
+        self.store.close()
+        torch.set_num_threads(self._threads)
+
+    def _link(self, plugins: Sequence[str]) -> Link:
+        experiment = self.experiment
+        link: Link
+        if experiment.engine.kind == "pool":
+            workers = experiment.engine.workers or os.cpu_count() or 1
+            link = PoolLink(
+                experiment, self.federation, personal=self.store.personal, workers=workers, plugins=plugins
+            )
+        else:
+            host = setup.host(experiment, self.federation, personal=self.store.personal)
+            link = LocalLink(host, chunk=setup.chunk(experiment, self.model))
+        if not experiment.privacy.audit.canaries:
+            return link
+        return CanaryLink(
+            link,
+            canaries=experiment.privacy.audit.canaries,
+            sampler=self.plan.sampler,
+            channel="delta",
+            sizes=experiment.strategy.channels(self.model.start.numel()),
+            seed=experiment.seed,
+        )
+
+    def _training(self) -> Training:
+        experiment, plan = self.experiment, self.plan
+        canaries = self.link.expected if isinstance(self.link, CanaryLink) else 0.0
+        return Training(
+            strategy=experiment.strategy,
+            model=self.model.start,
+            sampler=plan.sampler,
+            mechanisms=plan.mechanisms,
+            rounds=experiment.rounds,
+            seed=experiment.seed,
+            expected=plan.sampler.expected + canaries,
+            neighbours=plan.neighbours,
+            delta=plan.delta,
+            budget=experiment.budget.epsilon if experiment.budget is not None else None,
+            record=self.records,
+            every=experiment.metrics.every,
+            evaluate=self._public_evaluation(),
+            identity={"experiment": digest(experiment), "data": self.federation.fingerprint},
+        )
+
+    @property
+    def records(self) -> bool:
+        """Whether private numbers (losses, clip fraction, per-silo accuracies) may be recorded."""
+        return self.experiment.privacy.silo is None or self.experiment.metrics.privacy == "research"
+
+    def _public_evaluation(self) -> Callable[[torch.Tensor], dict[str, float]] | None:
+        rows = self.federation.public_test
+        if rows is None:
+            return None
+        module, layout = self.model.module, setup.layout(self.model)
+        return lambda model: evaluate(self.experiment.task, module, layout, model, rows.features, rows.targets)
+
+
+def run(
+    config: str | Path | Experiment,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    on_round: Callable[[RoundResult], None] | None = None,
+) -> Outcome:
+    """Runs an experiment to its end, or to the end of its budget.
+
+    Args:
+        config: a YAML file, or an experiment.
+        out: the run's folder; default `runs/NAME-DATE`.
+        overrides: `a.b=c`, as `--set` takes them; only with a file.
+        on_round: called after every committed round.
+
+    >>> from simulations import run  # doctest: +SKIP
+    >>> run("simulations/configs/quickstart.yaml", overrides=["rounds=5"]).result["metrics"]  # doctest: +SKIP
+    """
+    experiment = config if isinstance(config, Experiment) else load(Path(config), overrides)
+    with ActiveRun(experiment, Path(out) if out is not None else default_folder(experiment)) as active:
+        train(active, on_round)
+        return active.finish()
+
+
+def train(active: ActiveRun, on_round: Callable[[RoundResult], None] | None = None) -> None:
+    """Iterates an open run to its end or to the end of its budget, which it notes in `active.stopped`."""
+    try:
+        for result in active:
+            if on_round is not None:
+                on_round(result)
+    except BudgetSpent as spent:
+        active.stopped = f"budget: {spent}"
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """`runs/NAME-DATE`, with a number behind it where that is taken."""
+    base = Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def reopen(folder: Path, *, engine: Any = None) -> Experiment:
+    """The experiment of a run's folder, with another engine where one is given: that changes no result."""
+    path = folder / "experiment.yaml"
+    if not path.exists():
+        raise ConfigError([f"{folder}: holds no run (experiment.yaml is missing); give the folder of a run"])
+    experiment = load(path)
+    return experiment if engine is None else replace(experiment, engine=engine)
+
+
+def _fits(experiment: Experiment, federation: Federation) -> None:
+    if federation.kind not in experiment.task.kinds:
+        wanted = " or ".join(sorted(experiment.task.kinds))
+        raise ConfigError([f"task: {experiment.task.name} is for {wanted}, but the data is {federation.kind}"])

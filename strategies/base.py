@@ -1,0 +1,153 @@
+"""What a strategy is: a server half and a silo half that meet in instructions and updates.
+
+Vectors are flat. The silo half runs on one silo, with vectors `(N,)`, or on a stacked chunk of them, with vectors
+`(silos, N)`; written on the last axis it is the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from privacy.release import Release
+
+State = Mapping[str, Tensor]
+Correction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Instruction(Mapping[str, Tensor]):
+    """What the server sends to a silo in one round.
+
+    Attributes:
+        round: from 1.
+        vectors: named tensors, the same for every silo asked.
+    """
+
+    round: int
+    vectors: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.vectors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def payload(self) -> int:
+        """Numbers sent down to one silo."""
+        return sum(vector.numel() for vector in self.vectors.values())
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a silo sends back.
+
+    Attributes:
+        channels: channel to `(N,)`, or `(silos, N)` from a stacked chunk.
+        weight: how much it counts, one number or `(silos,)`; at most 1 under silo-level privacy.
+    """
+
+    channels: Mapping[str, Tensor]
+    weight: Tensor | float = 1.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How each of some silos is served on its held-out rows; private numbers.
+
+    Attributes:
+        silos: their indices; silos without held-out rows are left out.
+        rows: held-out rows of each.
+        loss: mean loss of each.
+        score: accuracy or mean squared error of each.
+    """
+
+    silos: tuple[int, ...]
+    rows: tuple[int, ...]
+    loss: tuple[float, ...]
+    score: tuple[float, ...]
+
+
+class Silo(Protocol):
+    """All that the silo half of a strategy may touch.
+
+    Attributes:
+        state: personal vectors, `(N,)` or `(silos, N)`; what is written is staged and committed with the round.
+        examples: training rows, `()` or `(silos,)` float32; private.
+    """
+
+    state: MutableMapping[str, Tensor]
+
+    @property
+    def examples(self) -> Tensor:
+        """Training rows, `()` or `(silos,)` float32."""
+        ...
+
+    def fit(self, start: Tensor, *, correct: Correction | None = None) -> Tensor:
+        """Trains from `start` (`(N,)`, broadcast over a stack) as the experiment's `train` section says.
+
+        Args:
+            start: where to begin.
+            correct: turns (parameters, gradient) into the gradient to step with. It acts outside any privacy
+                boundary of the gradient, so it must not read data.
+
+        Returns:
+            The trained vector, `(N,)` or `(silos, N)`.
+        """
+        ...
+
+    def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:
+        """Loss and score of a model on the silo's own held-out rows, each `()` or `(silos,)`; private."""
+        ...
+
+
+class Strategy:
+    """A federated algorithm. Subclasses are frozen dataclasses whose fields are their YAML schema."""
+
+    name: ClassVar[str] = ""
+    reveals: ClassVar[bool] = False
+    """Whether the server half must see single updates; its silo-level epsilon is then infinite."""
+
+    def problems(self, *, private: bool) -> list[str]:
+        """What in these settings cannot work, a line each; `private`: silo-level privacy is on."""
+        return []
+
+    def channels(self, size: int) -> Mapping[str, int]:
+        """The length of every channel, for a model of `size` trainable numbers."""
+        return {"delta": size}
+
+    def personal(self, size: int) -> Mapping[str, int]:
+        """The personal vectors a silo keeps between rounds, with their lengths."""
+        return {}
+
+    def init(self, model: Tensor, rng: torch.Generator) -> State:
+        """The server's state before round 1, from the initial model `(N,)`."""
+        return {"model": model}
+
+    def instruct(self, state: State, round_: int) -> Instruction:
+        """What silos are sent in a round."""
+        return Instruction(round_, {"model": state["model"]})
+
+    def local(self, silo: Silo, instruction: Instruction) -> Update:
+        """The silo half of a round."""
+        raise TypeError(f"strategy {self.name!r} defines no local(silo, instruction)")
+
+    def aggregate(self, state: State, release: Release, rng: torch.Generator) -> State:
+        """The server half of a round: the next state."""
+        raise TypeError(f"strategy {self.name!r} defines no aggregate(state, release, rng)")
+
+    def predictor(self, state: State) -> Tensor:
+        """The model that is evaluated, saved and served, `(N,)`."""
+        return state["model"]
+
+    def evaluate(self, silo: Silo, instruction: Instruction) -> Mapping[str, Tensor]:
+        """How well a silo is served, on its own held-out rows."""
+        return silo.evaluate(instruction["model"])
