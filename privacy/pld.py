@@ -29,7 +29,9 @@ _LOWER_BINS = 50_000
 MAX_PARTS = 24  # Kinds of sampled rounds in one history; each costs a distribution and a convolution per grid.
 
 _REACH = 8.0  # Standard deviations kept from below: 1e-15 of the mass is beyond, and leaving it out is optimistic.
+_TAIL = 1e-15  # Mass that composing may cut, as the library does by default; part of `rounding`.
 _SHIFT = 0.02  # Of a grid step; groups aim this much high, so that rounding their loss down costs 2% of a step.
+_EDGE_SHIFT = 1e-4  # For the groups made one by one, which can aim well; only rounding must not put them lower.
 _EDGE_GROUPS = 256  # Groups made one by one; a rare unit leaves most of the mass within a step of the lowest loss.
 
 
@@ -63,14 +65,14 @@ def upper(parts: Sequence[Part], delta: float) -> float:
 def upper_at(parts: Sequence[Part], delta: float, step: float) -> float:
     """Epsilon from above on one grid: valid for every step, tight for a fine one."""
     total = None
-    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+    with _overflow():
         for part in parts:
             one = _library(part.law, part.rate, part.noise, step)
             many = one if part.times == 1 else one.self_compose(part.times)
             total = many if total is None else total.compose(many)
         if total is None:
             return 0.0
-        return float(total.get_epsilon_for_delta(delta - rounding(parts)))
+        return _at_least_zero(total, delta - rounding(parts))
 
 
 def first_step(parts: Sequence[Part]) -> float:
@@ -96,14 +98,15 @@ def lower(parts: Sequence[Part], delta: float, width: float) -> float:
     span = max((_edge(part, _REACH) - _edge(part, -_REACH) for part in heavy), default=0.0)
     step = max(FINEST, span / _LOWER_BINS, min(width, 1e9) / _MAX_COMPOSED)
     total = None
-    for part in heavy:
-        lowest, masses = _grouped(part, step)
-        many = pmf.DensePLDPmf(step, lowest, masses, 0.0, False)
-        many = many if part.times == 1 else many.self_compose(part.times)
-        total = many if total is None else total.compose(many, 1e-15)
-    if total is None:
-        return 0.0
-    return float(total.get_epsilon_for_delta(max(delta, 100 * noise) + noise))
+    with _overflow():
+        for part in heavy:
+            lowest, masses = _grouped(part, step)
+            many = pmf.DensePLDPmf(step, lowest, masses, 0.0, False)
+            many = many if part.times == 1 else many.self_compose(part.times)
+            total = many if total is None else total.compose(many, _TAIL)
+        if total is None:
+            return 0.0
+        return _at_least_zero(total, max(delta, 100 * noise) + noise)
 
 
 @lru_cache(maxsize=16)
@@ -120,13 +123,28 @@ def _library(law: str, rate: float, noise: float, step: float) -> Any:
     )
 
 
+def _overflow() -> np.errstate:
+    """Lets densities and moments far out in the tails over- and underflow: their limits, 0 and infinity, are right."""
+    return np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore")
+
+
+def _at_least_zero(distribution: Any, delta: float) -> float:
+    """Epsilon of a distribution; asking about 0 first spares the library exp(-loss) of very negative losses."""
+    if distribution.get_delta_for_epsilon(0.0) <= delta:
+        return 0.0
+    return float(distribution.get_epsilon_for_delta(delta))
+
+
 def _loss(part: Part, x: Array | float) -> Array:
     """log density ratio at x, where the unit moves the mean from 0 (or, replaced, from -1) to 1 with prob. `rate`."""
+    present = _against_absence(part, np.asarray(x))
+    return present - _against_absence(part, -np.asarray(x)) if part.law == "poisson_replace" else present
+
+
+def _against_absence(part: Part, x: Array) -> Array:
     stay = math.log1p(-part.rate) if part.rate < 1 else -math.inf
-    there = np.logaddexp(stay, math.log(part.rate) + (2 * np.asarray(x) - 1) / 2 / part.noise**2)
-    if part.law != "poisson_replace":
-        return np.asarray(there)
-    return np.asarray(there - np.logaddexp(stay, math.log(part.rate) + (-2 * np.asarray(x) - 1) / 2 / part.noise**2))
+    mixed: Array = np.logaddexp(stay, math.log(part.rate) + (2 * x - 1) / 2 / part.noise / part.noise)
+    return mixed
 
 
 def _edge(part: Part, deviations: float) -> float:
@@ -181,8 +199,9 @@ def _first_edges(part: Part, step: float, fine: Array, losses: Array) -> Array:
     with_unit, without = (np.concatenate([[0.0], np.cumsum(masses)]) for masses in _masses(part, fine))
     start, edges = 0, [fine[0]]
     for index in range(math.ceil(losses[0] / step), math.ceil(losses[0] / step) + _EDGE_GROUPS):
-        ratio = math.exp((index + _SHIFT) * step)
-        low, high = max(start, int(np.searchsorted(losses, math.log(ratio)))), len(fine) - 1
+        aim = (index + _EDGE_SHIFT) * step
+        low, high = max(start, int(np.searchsorted(losses, aim))), len(fine) - 1
+        ratio = math.exp(min(aim, 700.0))
         if low >= high:
             break
         while low < high:  # Beyond its grid point, more outcomes only raise the loss of a group.

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Sampler
 
 Neighbours: TypeAlias = Literal["add_remove", "zero_out", "replace"]
 """What may differ between two neighbouring data sets: a unit more or less, a unit's values all zero, other values."""
+
+MOST_NOISE = 1e6  # Releases of more noise differ by less than double precision resolves.
 
 Law: TypeAlias = Literal["all", "poisson", "poisson_replace", "fixed_size"]
 
@@ -52,10 +54,6 @@ class History:
 
     terms: tuple[tuple[Sampler | None, float, int], ...] = ()
     non_private: str | None = None
-
-    def repeated(self, times: int) -> History:
-        """This history `times` times over."""
-        return replace(self, terms=tuple((sampler, noise, count * times) for sampler, noise, count in self.terms))
 
     @property
     def samplers(self) -> set[type]:
@@ -141,6 +139,9 @@ def upper_parts(history: History, neighbours: Neighbours) -> tuple[Part, ...]:
                 parts.append(Part("poisson_replace" if neighbours == "replace" else "poisson", rate, noise, times))
             case FixedSize(size, population):
                 parts.append(Part("fixed_size", size / population, noise / 2, times))
+    for part in parts:
+        if not part.noise <= MOST_NOISE:
+            raise Unpriceable(f"cannot price a noise multiplier of {part.noise:g}: use one up to {MOST_NOISE:g}")
     return tuple(parts)
 
 

@@ -26,7 +26,7 @@ from privacy.release import Collector, Tally
 from server.checkpoint import Checkpoint
 from server.link import Link
 from server.sampler import Sampler
-from server.store import RunStore
+from server.store import RunStore, StoreError
 from strategies.base import State, Strategy
 
 UNIT = "silo"
@@ -144,9 +144,9 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
         return 0, training.strategy.init(training.model, streams.generator(training.seed, "init"))
     if checkpoint.meta["identity"] != dict(training.identity):
         changed = [name for name, value in training.identity.items() if checkpoint.meta["identity"].get(name) != value]
-        raise ValueError(f"{store.folder}: cannot go on, since {' and '.join(changed)} changed after it was started")
+        raise StoreError(f"{store.folder}: cannot go on, since {' and '.join(changed)} changed after it was started")
     if int(checkpoint.meta["ledger"]["seq"]) > ledger.head.seq:
-        raise ValueError(f"{store.ledger}: shorter than the checkpoint says; lines were cut, restore it from a copy")
+        raise StoreError(f"{store.ledger}: shorter than the checkpoint says; lines were cut, restore it from a copy")
     link.recover(checkpoint.round)
     for entry in ledger.open_reserves():
         if entry.seq <= int(checkpoint.meta["ledger"]["seq"]) and entry.round == checkpoint.round:

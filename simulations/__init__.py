@@ -1,1 +1,36 @@
-"""Experiments as a person runs them: engines, data, partitions, reports, the command line."""
+"""Experiments as a person runs them: engines, data, partitions, reports, the command line.
+
+>>> from simulations import load, run  # doctest: +SKIP
+>>> run("simulations/configs/quickstart.yaml").result["metrics"]["accuracy"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simulations.running import ActiveRun, Outcome, run, train
+    from strategies.experiment import Experiment, load
+
+__all__ = ["ActiveRun", "Experiment", "Outcome", "load", "run", "train"]
+
+_HOMES = {
+    "ActiveRun": "simulations.running",
+    "Experiment": "strategies.experiment",
+    "Outcome": "simulations.running",
+    "load": "strategies.experiment",
+    "run": "simulations.running",
+    "train": "simulations.running",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is asked for (PEP 562): torch takes seconds, which `confide --help` need not wait."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

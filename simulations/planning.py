@@ -23,6 +23,7 @@ class Plan:
         noise_multiplier: of all channels together; None without privacy.
         neighbours: the relation that epsilon is for.
         delta: of epsilon; None without privacy.
+        event: what one round costs a silo.
         cost: epsilon of all rounds; None without privacy.
     """
 
@@ -31,6 +32,7 @@ class Plan:
     noise_multiplier: float | None
     neighbours: Neighbours
     delta: float | None
+    event: Event
     cost: Bracket | None
 
 
@@ -59,7 +61,7 @@ def plan(experiment: Experiment, population: int) -> Plan:
     silo = experiment.privacy.silo
     if silo is None:
         exact: dict[str, Mechanism] = {name: ExactSum() for name in channels}
-        return Plan(sampler, exact, None, "add_remove", None, None)
+        return Plan(sampler, exact, None, "add_remove", None, NonPrivate("no privacy.silo"), None)
     if not silo.allow_large_delta and not silo.delta * population < 1:
         limit = f"1 / silos = {1 / population:.4g}"
         raise ConfigError(
@@ -79,4 +81,4 @@ def plan(experiment: Experiment, population: int) -> Plan:
     inner = NonPrivate("single updates are seen") if experiment.strategy.reveals else joint_event(mechanisms)
     event = inner if isinstance(inner, NonPrivate) else sampler.event(inner)
     cost = epsilon(Composed((Repeated(event, experiment.rounds),)), silo.delta, neighbours=silo.neighbours)
-    return Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, cost)
+    return Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, cost)

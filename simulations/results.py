@@ -19,7 +19,7 @@ from server.loop import final_epsilon
 from simulations.engines import setup
 
 if TYPE_CHECKING:
-    from simulations.run import ActiveRun
+    from simulations.running import ActiveRun
 
 MODEL = "model.safetensors"
 PACKAGES = ("torch", "numpy", "dp-accounting", "safetensors")

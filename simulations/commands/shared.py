@@ -1,0 +1,83 @@
+"""What several commands take: a config, overrides, plugins, a format."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from strategies.schema import ConfigError
+
+if TYPE_CHECKING:
+    from strategies.experiment import Experiment
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+STARTER = "starter"  # What `confide init` writes: a form to fill in, so it is not listed as an experiment.
+
+
+def config_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """CONFIG, --set and --plugin."""
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs="?" if optional else None, help="a YAML file, or a shipped one by its name"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="change a key, such as train.learning_rate=0.1; may be repeated",
+    )
+    plugin_argument(parser)
+
+
+def plugin_argument(parser: argparse.ArgumentParser) -> None:
+    """--plugin."""
+    parser.add_argument(
+        "--plugin",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        dest="plugins",
+        help="import a module of yours that registers strategies or tasks; may be repeated",
+    )
+
+
+def format_argument(parser: argparse.ArgumentParser, *, choices: Sequence[str] = ("table", "json")) -> None:
+    """--format, the first choice being the default."""
+    parser.add_argument("--format", choices=choices, default=choices[0], help=f"default: {choices[0]}")
+
+
+def read(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment that CONFIG, --set and --plugin say, `overrides` applied last."""
+    load_code(args.plugins)
+    from strategies.experiment import load
+
+    return load(find(args.config), [*args.overrides, *overrides])
+
+
+def load_code(plugins: Sequence[str]) -> None:
+    """Imports what registers further strategies and tasks."""
+    from strategies.plugins import load_entry_points, load_plugins
+
+    load_entry_points()
+    load_plugins(plugins)
+
+
+def shipped() -> list[str]:
+    """The names of the experiments that come with confide."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != STARTER)
+
+
+def find(config: str) -> Path:
+    """The file that CONFIG means: a path, or the bare name of a shipped experiment."""
+    path = Path(config)
+    if path.is_file():
+        return path
+    if config in shipped():
+        return CONFIGS / f"{config}.yaml"
+    if path.exists() or not re.fullmatch(r"[\w-]+", config):
+        return path  # Reading it says what is wrong with it.
+    raise ConfigError([f"{config}: no such file, and no shipped config of that name; there are: {', '.join(shipped())}"])

@@ -1,0 +1,116 @@
+"""The report's section on privacy: what is claimed, what was measured, and how the two go together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from simulations.charts import Line, Mark, Span, line_chart, span_chart
+from simulations.report_html import Html, element, join
+from simulations.report_run import Run
+from simulations.report_words import NEIGHBOURS, meaning, number, small
+
+SOUND = 0.01  # A p-value below this says that the canaries' null does not hold.
+
+
+def privacy_section(run: Run) -> Html:
+    """Claim, measurement and epsilon over rounds."""
+    heading = element("h2", {}, "Privacy")
+    if run.claimed is None:
+        none = "This run had no privacy: updates were neither clipped nor noised, so ε is infinite for every silo."
+        return element("section", {}, heading, element("p", {}, none))
+    paragraphs = [element("p", {}, text) for text in (meaning(run.claimed), *_remarks(run))]
+    charts = element("div", {"class": "charts"}, _comparison(run), _spending(run))
+    return element("section", {}, heading, *paragraphs, charts)
+
+
+def claimed_words(run: Run) -> tuple[str, str]:
+    """The claimed epsilon for the headline: the number, and what it is for."""
+    claimed = run.claimed
+    if claimed is None:
+        return "ε = ∞", "no privacy: updates were neither clipped nor noised"
+    upper = claimed["epsilon_upper"]
+    head = "ε = ∞" if upper is None else f"ε ≤ {number(upper, rounding='up')}"
+    return head, f"at δ = {small(claimed['delta'])}, for {NEIGHBOURS[claimed['neighbours']]}"
+
+
+def measured_words(run: Run) -> tuple[str, str]:
+    """The measured epsilon for the headline."""
+    measured = run.measured
+    if measured is None:
+        return "–", _unmeasured(run)
+    interval = f"{number(measured['lower'])} to {number(measured['upper'])}"
+    return f"ε ≈ {number(measured['epsilon'])}", f"95% interval {interval}, from {measured['canaries']} canaries"
+
+
+def _unmeasured(run: Run) -> str:
+    if run.claimed is None:
+        return "nothing to compare with: no privacy is claimed"
+    if not run.section("privacy").get("audit", {}).get("canaries"):
+        return "no canaries took part (privacy.audit.canaries: 0)"
+    return "no round changed the model, so canaries left no trace to measure"
+
+
+def _remarks(run: Run) -> list[str]:
+    claimed, measured = run.claimed, run.measured
+    assert claimed is not None  # The caller has checked it.
+    lower, upper = number(claimed["epsilon_lower"], 4, "down"), number(claimed["epsilon_upper"], 4, "up")
+    remarks = [
+        f"Claimed: ε lies between {lower} and {upper} ({claimed['method']}); the upper end is what is proved. It covers "
+        f"{claimed['charged_rounds']} rounds with noise of {number(claimed['noise_multiplier'])} times the clip norm of "
+        f"{number(claimed['clip_norm'])}." + (f" {claimed['note'].capitalize()}." if claimed["note"] else "")
+    ]
+    if measured is None:
+        return [*remarks, f"Measured: {_unmeasured(run)}."]
+    remarks.append(
+        "Measured: an estimate from the final model of this one run, neither an upper nor a lower bound, and coarse with "
+        f"{measured['canaries']} canaries. A value below the claim does not improve the claim."
+    )
+    return [*remarks, *_warnings(claimed, measured)]
+
+
+def _warnings(claimed: Any, measured: Any) -> list[str]:
+    warnings = []
+    if not measured["ks_pvalue"] >= SOUND:
+        warnings.append(
+            f"Do not rely on the measurement: canaries that took no part do not look random (p = "
+            f"{small(measured['ks_pvalue'])}), so what it is measured against does not hold."
+        )
+    if _finite(measured["lower"]) > _finite(claimed["epsilon_upper"]):
+        warnings.append(
+            "The whole interval lies above the claim. By chance that happens in one run of forty; if another seed shows "
+            "it again, the claim is wrong: please report it."
+        )
+    return warnings
+
+
+def _comparison(run: Run) -> Html:
+    claimed, measured = run.claimed, run.measured
+    assert claimed is not None
+    lower, upper = _finite(claimed["epsilon_lower"]), _finite(claimed["epsilon_upper"])
+    text = f"claimed {number(lower, rounding='down')} to {number(upper, rounding='up')}"
+    spans = [Span(text, min(lower, upper), upper)]
+    if measured is not None:
+        low, middle, high = (_finite(measured[name]) for name in ("lower", "epsilon", "upper"))
+        spans.append(Span(f"measured {number(middle)}, 95% interval {number(low)} to {number(high)}", low, high, middle))
+    unit = f"ε at δ = {small(claimed['delta'])}"
+    return span_chart("comparison", "Claimed and measured", unit=unit, spans=spans)
+
+
+def _spending(run: Run) -> Html:
+    """Claimed epsilon over rounds, against the budget."""
+    points = run.series("epsilon")
+    if not points:
+        return join([])
+    budget = run.section("budget").get("epsilon")
+    marks = [Mark(f"budget {number(budget)}", budget)] if budget is not None else []
+    line = Line(number(points[-1][1], rounding="up"), [(0.0, 0.0), *points])
+    unit = "claimed, upper end"
+    return line_chart(
+        "epsilon", "ε over rounds", unit=unit, lines=[line], rounds=len(run.rows), marks=marks, from_zero=True
+    )
+
+
+def _finite(value: float | None) -> float:
+    """JSON has no infinity: None stands for it."""
+    return math.inf if value is None else float(value)

@@ -1,0 +1,125 @@
+"""What a run's folder says, read for its report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simulations.charts import Point
+from strategies.schema import read_yaml
+
+
+class ReportError(ValueError):
+    """A folder that no report can be made of; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has a result.
+
+    Attributes:
+        result: what result.json holds.
+        rows: the lines of rounds.jsonl up to the round that the result is about.
+        experiment: the resolved experiment.
+        spelt: experiment.yaml as it is written.
+    """
+
+    result: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    experiment: Mapping[str, Any]
+    spelt: str
+
+    @property
+    def metric(self) -> str:
+        """`accuracy`, or `mse` for regression."""
+        return "mse" if "mse" in self.result["metrics"] else "accuracy"
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What was measured at the end."""
+        found: Mapping[str, Any] = self.result["metrics"]
+        return found
+
+    @property
+    def claimed(self) -> Mapping[str, Any] | None:
+        """The claimed epsilon of a silo; None without privacy."""
+        found: Mapping[str, Any] | None = self.result["privacy"]["silo"]
+        return found
+
+    @property
+    def measured(self) -> Mapping[str, Any] | None:
+        """The measured epsilon; None where nothing was audited."""
+        found: Mapping[str, Any] | None = self.result["privacy"]["measured"]
+        return found
+
+    @property
+    def private_shown(self) -> bool:
+        """Whether numbers computed on private rows may be shown: without privacy, or for research."""
+        return self.claimed is None or self.section("metrics").get("privacy") == "research"
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A section of the experiment; empty where it has none."""
+        found = self.experiment.get(name)
+        return found if isinstance(found, Mapping) else {}
+
+    def series(self, name: str, scale: float = 1.0) -> list[Point]:
+        """(round, value * scale) of the rounds that have the value."""
+        return [(row["round"], scale * row[name]) for row in self.rows if row.get(name) is not None]
+
+    def cumulative(self, name: str, scale: float = 1.0) -> list[Point]:
+        """(round, sum so far * scale), from round 0 on."""
+        points, total = [(0.0, 0.0)], 0.0
+        for row in self.rows:
+            total += row[name]
+            points.append((row["round"], scale * total))
+        return points
+
+    def total(self, name: str) -> Counter[str]:
+        """The sums over rounds of a mapping of numbers that each row holds, largest first."""
+        sums: Counter[str] = Counter()
+        for row in self.rows:
+            sums.update(row[name])
+        return Counter(dict(sums.most_common()))
+
+
+def read_run(folder: Path) -> Run:
+    """Reads result.json, rounds.jsonl and experiment.yaml.
+
+    Raises:
+        ReportError: one of them is missing or is not what a run writes.
+        ConfigError: experiment.yaml cannot be read.
+    """
+    text = _text(folder / "result.json", f"let the run end, or go on with 'confide run --resume {folder}'")
+    result = _json(text, folder / "result.json", 1)
+    experiment = folder / "experiment.yaml"
+    spelt = _text(experiment, "restore it from a copy")
+    # A run that was resumed and killed has more rounds than its result, the last one maybe torn: left out.
+    lines = (folder / "rounds.jsonl").read_text().splitlines() if (folder / "rounds.jsonl").exists() else []
+    if len(lines) < result["rounds"]:
+        raise ReportError(
+            f"{folder / 'rounds.jsonl'}: {len(lines)} lines for {result['rounds']} rounds; restore it from a copy"
+        )
+    rows = [_json(line, folder / "rounds.jsonl", number) for number, line in enumerate(lines[: result["rounds"]], 1)]
+    return Run(result, rows, read_yaml(experiment), spelt)
+
+
+def _text(path: Path, remedy: str) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError as error:
+        raise ReportError(f"{path}: missing, so there is nothing to report on; {remedy}") from error
+
+
+def _json(text: str, path: Path, line: int) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ReportError(f"{path}, line {line}: not JSON ({error}); restore it from a copy") from error
+    needed = "round" if path.suffix == ".jsonl" else "rounds"
+    if not isinstance(found, dict) or not isinstance(found.get(needed), int):
+        raise ReportError(f"{path}, line {line}: not what a run writes ({needed!r} is missing); restore it from a copy")
+    return found
