@@ -20,7 +20,8 @@ class Plan:
     """The batches of a local training run.
 
     Attributes:
-        rows: `(silos, steps, batch)` int64, positions in the concatenated rows; padding repeats a silo's first row.
+        rows: `(silos, steps, batch)` int64, positions in the concatenated rows; padding repeats a silo's first row,
+            and the first row of all where a silo has none.
         counts: `(silos, steps)` int64, real rows of each batch; 0 where a silo has no step left.
         full: nothing is padded.
     """
@@ -52,14 +53,18 @@ def plan(starts: Ints, sizes: Ints, train: Train, keys: streams.Keys) -> Plan:
     steps = np.full_like(sizes, train.steps) if train.steps is not None else per_epoch * (train.epochs or 1)
     steps = np.where(sizes > 0, steps, 0)
     step = np.arange(int(steps.max(initial=0)), dtype=np.int64)
+    active, several = step < steps[:, None], per_epoch[:, None] > 1
     epoch, block = np.divmod(step, per_epoch[:, None])
-    counts = np.clip(sizes[:, None] - block * batch, 0, batch) * (step < steps[:, None])
+    counts = np.clip(sizes[:, None] - block * batch, 0, batch) * active
     position = block[:, :, None] * batch + np.arange(batch, dtype=np.int64)
     valid = np.arange(batch) < counts[:, :, None]
     local = np.where(valid, position, 0)
-    if (per_epoch > 1).any():  # One batch an epoch needs no shuffling: a sum over rows has no order.
-        local = _shuffled(local, epoch, sizes, keys, int(epoch.max(initial=0)) + 1)
-    rows = starts[:, None, None] + np.where(valid, local, 0)
+    if several.any():  # One batch an epoch needs no shuffling: a sum over rows has no order.
+        epoch = np.where(active & several, epoch, 0)
+        shuffled = _shuffled(local, epoch, sizes, keys, int(epoch.max(initial=0)) + 1)
+        local = np.where(several[:, :, None], shuffled, local)  # Whoever else is in the stack.
+    first = np.where(sizes > 0, starts, 0)  # An empty silo at the end starts where the rows are over.
+    rows = first[:, None, None] + np.where(valid, local, 0)
     return Plan(torch.from_numpy(rows), torch.from_numpy(counts), bool(valid.all()))
 
 

@@ -90,6 +90,7 @@ def tabulate(
         silo_names=() if silo is None else named[silo][1],
         group_names=() if group is None else named[group][1],
         feature_names=tuple(names),
+        class_names=classes,
         notes=tuple(notes),
     )
 

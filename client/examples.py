@@ -50,6 +50,11 @@ class Shards:
     rows: Examples
     offsets: Tensor
 
+    def __post_init__(self) -> None:
+        ends = (int(self.offsets[0]), int(self.offsets[-1])) if self.offsets.dim() == 1 and len(self.offsets) else None
+        if ends != (0, len(self.rows)) or not bool((self.offsets.diff() >= 0).all()):
+            raise ValueError(f"offsets must rise from 0 to {len(self.rows)}, the number of rows, and never fall")
+
     @classmethod
     def gather(cls, rows: Examples, parts: Sequence[Tensor]) -> Shards:
         """Collects each silo's rows, given as one index tensor per silo."""

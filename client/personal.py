@@ -67,12 +67,22 @@ class PersonalStore:
             file.flush()
             os.fsync(file.fileno())
         marker.replace(self.folder / "round")
+        _fsync_folder(self.folder)  # Before the next round stages anything: its rows must not pass for this round's.
         self.discard()
 
     def recover(self, round_: int) -> None:
-        """After a restart from the checkpoint of `round_`: finishes that round's commit, drops a later round's rows."""
+        """After a restart from the checkpoint of `round_`: finishes that round's commit, drops a later round's rows.
+
+        Raises:
+            ValueError: the vectors are neither of that round nor of the one before; one of the two is an older copy.
+        """
         marker = self.folder / "round"
         done = int(marker.read_text()) if marker.exists() else 0
+        if done not in (round_, round_ - 1):
+            raise ValueError(
+                f"{self.folder}: personal vectors are of round {done}, the checkpoint of round {round_}; "
+                "restore both from one copy"
+            )
         if done < round_:
             self.commit(round_)
         else:
@@ -99,6 +109,9 @@ class PersonalRows(MutableMapping[str, Tensor]):
         return values if self._stacked else values[0]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
+        expected = (len(self._silos), self._store.sizes[name])
+        if tuple(value.shape) != (expected if self._stacked else expected[1:]):  # Never broadcast.
+            raise ValueError(f"personal vector {name!r} has shape {tuple(value.shape)} where {expected} was declared")
         self._store.staged[name][self._silos] = value.numpy().reshape(len(self._silos), -1)
         self._store.marks[name][self._silos] = 1
 
@@ -110,6 +123,14 @@ class PersonalRows(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._store.sizes)
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _table(

@@ -58,7 +58,7 @@ class SingleTrainer:
                 batch = rows.select(plan.rows[0, step, :count])
                 self.gradient.zero_()
                 loss = self.task.losses(self.module(_layout_of_images(batch.features)), batch.targets).mean()
-                loss.backward()
+                torch.autograd.backward(loss)
                 self._step(momentum, correct)
                 if record:
                     seen.append(loss.detach())

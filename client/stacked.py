@@ -63,7 +63,11 @@ class StackedTrainer:
             walk.step(values, signal, count)
         if record:
             self.losses += (total / (plan.counts > 0).sum(1)).tolist()  # NaN for a silo without a step: it has no loss.
-        return walk.vectors()
+        vectors = walk.vectors()
+        idle = plan.counts.sum(1) == 0
+        if bool(idle.any()):  # Its padding is another silo's row, of which nothing may show, not even that it is NaN.
+            vectors[idle] = start.expand(silos, -1)[idle]
+        return vectors
 
     def layers(self, flat: Tensor) -> list[_Layer]:
         """Views of flat vectors `(silos, N)`, layer by layer."""
@@ -125,7 +129,9 @@ class _Plain:
     def __init__(self, trainer: StackedTrainer, start: Tensor, silos: int) -> None:
         self.trainer = trainer
         views = trainer.layers(start.expand(silos, -1))
-        self.layers = [_Layer(view.weight.contiguous(), view.bias.contiguous()) for view in views]
+        # Cloned: a stack of one silo is contiguous already, and stepping in place would train the caller's vector.
+        kept = torch.contiguous_format
+        self.layers = [_Layer(v.weight.clone(memory_format=kept), v.bias.clone(memory_format=kept)) for v in views]
 
     def step(self, values: Sequence[Tensor], signal: Tensor, count: Tensor | None) -> None:
         """Steps; padding has no gradient, so a silo without rows stays where it is."""

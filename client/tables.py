@@ -26,7 +26,8 @@ class Table:
         classes: number of classes, or size of the vocabulary of a sequence; None for regression.
         silo: `(rows,)` int64 index into `silo_names`, where the data names silos.
         groups: `(rows,)` int64 index into `group_names`, where a group was asked for.
-        feature_names: one per feature, for tables with named columns.
+        feature_names: one per feature, for tables with named columns; `colour=red` is a column of 0 and 1.
+        class_names: one per class, where the data names its classes.
         notes: how words were coded and what was left out; part of every result.
     """
 
@@ -39,6 +40,7 @@ class Table:
     silo_names: tuple[str, ...] = ()
     group_names: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -70,15 +72,15 @@ def from_arrays(x: Any, y: Any, silo: Any = None, group: Any = None, *, where: s
         shapes = f"x has shape {rows.shape}, y {values.shape}"
         raise DataError(f"{where}: {shapes}; give x as (rows, features, ...) and y as (rows,), at least one row")
     finite = floats(rows, where=f"{where}, x")
-    classes: int | None = None
+    names: tuple[str, ...] = ()
     notes: list[str] = []
     if kind == "regression":
         targets: NDArray[Any] = floats(values, where=f"{where}, y")
     elif values.dtype.kind in "biuU":
         found, targets = np.unique(values, return_inverse=True)
-        classes = len(found)
-        require_classes(where, classes, "y")
-        notes.append("classes of y: " + ", ".join(f"{code} = {name}" for code, name in enumerate(found)))
+        names = tuple(map(str, found))
+        require_classes(where, len(names), "y")
+        notes.append("classes of y: " + ", ".join(f"{code} = {name}" for code, name in enumerate(names)))
     else:
         raise DataError(f"{where}, y: {values.dtype} values are no classes; give integers or set kind: regression")
     silo_index, silo_names = labels(silo, len(values), where=f"{where}, silo")
@@ -87,11 +89,12 @@ def from_arrays(x: Any, y: Any, silo: Any = None, group: Any = None, *, where: s
         kind=kind,
         features=torch.from_numpy(finite),
         targets=torch.from_numpy(np.ascontiguousarray(targets)),
-        classes=classes,
+        classes=len(names) or None,
         silo=silo_index,
         groups=group_index,
         silo_names=silo_names,
         group_names=group_names,
+        class_names=names,
         notes=tuple(notes),
     )
 

@@ -141,7 +141,7 @@ def noise_multiplier_for(
     while not kept(high):
         if high >= most:
             raise Unpriceable(f"no noise multiplier up to {most:g} keeps epsilon <= {target:g}; is a part non-private?")
-        high *= 2
+        high = min(2 * high, most)
     low = high / 2
     while low >= least and kept(low):
         low, high = low / 2, low

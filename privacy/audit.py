@@ -1,8 +1,8 @@
 """One-shot estimation of epsilon from the canaries of a single run.
 
-Source: Andrew, Kairouz, Oh, Oprea, McMahan, Suriyakumar, "One-shot Empirical Privacy Estimation for Federated Learning",
-ICLR 2024, arXiv 2302.03098, algorithm 2 (final model only), with both standard deviations fixed to d^-1/2, which is
-exact for the Gaussian mechanism (`shared`).
+Source: Andrew, Kairouz, Oh, Oprea, McMahan, Suriyakumar, "One-shot Empirical Privacy Estimation for Federated
+Learning", ICLR 2024, arXiv 2302.03098, algorithm 2 (final model only), with both standard deviations fixed to d^-1/2,
+which is exact for the Gaussian mechanism (`shared`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Measurement:
 def direction(seed: int, canary: int, size: int) -> Tensor:
     """The unit vector of a canary, `(size,)` float64, regenerated from its number; unseen ones are numbered on."""
     vector = torch.randn(size, generator=streams.generator(seed, "canary", canary), dtype=torch.float64)
-    return vector / torch.linalg.vector_norm(vector)
+    unit: Tensor = vector / torch.linalg.vector_norm(vector)
+    return unit
 
 
 def scores(change: Tensor, *, seed: int, first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -7,6 +7,7 @@ void, so a crash can only overcount.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -74,7 +75,9 @@ class Ledger:
     def __init__(self, path: Path, *, run: str, dataset: str) -> None:
         self.path, self.run, self.dataset = path, run, dataset
         try:
-            self._file = open(path, "a+b")  # noqa: SIM115  Held for the life of the ledger: it carries the lock.
+            # Held for the life of the ledger: it carries the lock. Unbuffered: a line that failed to reach the disk
+            # must not stay behind in a buffer, to be written when nobody expects it.
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise LedgerError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         try:
@@ -82,13 +85,21 @@ class Ledger:
         except OSError as error:
             self._file.close()
             raise LedgerError(f"{path}: another process holds this ledger; wait for it or stop it") from error
-        _fsync_folder(path.parent)
         self.entries: list[Entry] = []
         self.head = Head()
         self._open: dict[int, Entry] = {}  # Kept up to date by _record, so that a round costs no walk over the file.
         self._spent: dict[int, Entry] = {}
         self._charges: Counter[str] = Counter()
-        self._read()
+        self._broken = False
+        try:
+            _fsync_folder(path.parent)
+            self._read()
+        except OSError as error:
+            self._file.close()
+            raise LedgerError(f"{path}: cannot be used ({error.strerror}); mend the disk or choose another") from error
+        except LedgerError:
+            self._file.close()
+            raise
 
     def reserve(self, round_: int, event: Event, *, unit: str, neighbours: str) -> Entry:
         """Writes down what a round will cost; returns only when it is on the disk."""
@@ -149,15 +160,26 @@ class Ledger:
             record["event"] = to_json(event)
         if reserve is not None:
             record["reserve"] = reserve
-        line = json.dumps(record, sort_keys=True, allow_nan=False).encode()
-        try:
-            self._file.write(line + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise LedgerError(f"{self.path}: write failed ({error.strerror}); nothing was released") from error
+        line = _dump(record | {"check": _check(record)})
+        self._write(line + b"\n")
         self._record(entry, line)
         return entry
+
+    def _write(self, data: bytes) -> None:
+        """Puts a line on the disk; after a failure the ledger takes no other, for its end is then unknown."""
+        if self._broken:
+            raise LedgerError(f"{self.path}: an earlier write failed; open the ledger anew before anything is released")
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            written = 0
+            while written < len(data):  # A disk that fills up takes a part of it.
+                written += self._file.write(data[written:])
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._broken = True
+            with contextlib.suppress(OSError):  # If the line stays, it counts: too much, never too little.
+                self._file.truncate(size)
+            raise LedgerError(f"{self.path}: write failed ({error.strerror}); nothing was released") from error
 
     def _record(self, entry: Entry, line: bytes) -> None:
         self.entries.append(entry)
@@ -173,8 +195,8 @@ class Ledger:
     def _read(self) -> None:
         self._file.seek(0)
         raw = self._file.read()
-        whole, _, torn = raw.rpartition(b"\n")
-        for line in whole.split(b"\n") if whole else ():
+        *whole, torn = raw.split(b"\n")
+        for line in whole:
             self._accept(line)
         if torn:
             self._quarantine(torn, keep=len(raw) - len(torn))
@@ -194,11 +216,18 @@ class Ledger:
                 record.get("reserve"),
             )
             chained = record["prev_hash"] == self.head.hash and entry.seq == self.head.seq + 1
-        except (ValueError, KeyError, TypeError) as error:
+            whole = record.pop("check") == _check(record)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LedgerError(f"{where}: not a ledger line ({error}); restore the file from a copy") from error
-        if not chained or (entry.kind == "reserve") != (event is not None):
+        if not (chained and whole and self._allowed(entry)):
             raise LedgerError(f"{where}: the hash chain is broken; the file was edited, restore it from a copy")
         self._record(entry, line)
+
+    def _allowed(self, entry: Entry) -> bool:
+        """Whether an entry of its kind may come here: only an open reserve takes a commit or a void."""
+        if entry.kind == "reserve":
+            return entry.event is not None and entry.reserve is None
+        return entry.kind in ("commit", "void") and entry.event is None and entry.reserve in self._open
 
     def _quarantine(self, torn: bytes, keep: int) -> None:
         """Sets a torn last line aside.
@@ -217,6 +246,15 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         for line in file:
             yield json.loads(line)
+
+
+def _dump(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, sort_keys=True, allow_nan=False).encode()
+
+
+def _check(record: dict[str, Any]) -> str:
+    """A line's own check sum; the chain says nothing yet of the last line."""
+    return hashlib.sha256(_dump(record)).hexdigest()[:16]
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -30,6 +30,9 @@ class GaussianSum:
     def __post_init__(self) -> None:
         checks.positive(clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier)
         checks.finite(clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier)
+        std = self.noise_multiplier * self.clip_norm
+        checks.positive(**{"noise_multiplier * clip_norm": std})  # Underflow to 0 would be a price without noise.
+        checks.finite(**{"noise_multiplier * clip_norm": std})
 
     private = True
 

@@ -73,13 +73,13 @@ class Contributions:
         """Adds the updates of `silos`: vectors `(N,)` for one silo or `(silos, N)` for several.
 
         A silo whose vectors are of a wrong length or not finite, or whose weight is not allowed, is left out with a
-        reason; it can neither stop the round nor change what the others contribute.
+        reason; it can neither stop the round nor change what the others contribute. No silos at all add nothing.
         """
-        problem = self._malformed(channels, len(silos))
+        problem = self._malformed(channels, len(silos)) or _malformed_weight(weight, len(silos))
         if problem is not None:
             self.failures += [Failure(silo, problem) for silo in silos]
             return
-        rows = {name: channels[name].reshape(len(silos), -1).double() for name in self.sizes}
+        rows = {name: channels[name].detach().reshape(len(silos), size).double() for name, size in self.sizes.items()}
         norms = {name: torch.linalg.vector_norm(vectors, dim=-1) for name, vectors in rows.items()}
         weights = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).expand(len(silos))
         good = self._usable(norms, weights, silos)
@@ -100,6 +100,8 @@ class Contributions:
         if set(channels) != set(self.sizes):
             return f"channels {sorted(channels)} where {sorted(self.sizes)} were asked"
         for name, size in self.sizes.items():
+            if not isinstance(channels[name], Tensor):
+                return f"channel {name!r} holds {type(channels[name]).__name__}, not a tensor"
             shape = tuple(channels[name].shape)
             if shape != (silos, size) and not (silos == 1 and shape == (size,)):
                 return f"channel {name!r} has shape {shape} where {size} numbers per silo were asked"
@@ -132,6 +134,19 @@ class Contributions:
             failures=tuple(self.failures),
             losses=tuple(losses),
         )
+
+
+def _malformed_weight(weight: object, silos: int) -> str | None:
+    """What is wrong with the form of a weight; its value is judged silo by silo."""
+    if isinstance(weight, Tensor):
+        if weight.dtype == torch.bool or weight.is_complex():
+            return f"weight holds {weight.dtype}, not real numbers"
+        if weight.numel() != 1 and tuple(weight.shape) != (silos,):
+            return f"weight has shape {tuple(weight.shape)} where {silos} were asked"
+        return None
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        return f"weight is {type(weight).__name__}, not a number"
+    return None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def _mix(state: Keys) -> Keys:
 
 def keys(base: int, ids: npt.ArrayLike) -> Keys:
     """One key per id (silos, usually) under a base key; same shape as `ids`."""
-    return _mix(np.uint64(base) + (np.asarray(ids).astype(np.uint64) + np.uint64(1)) * _STEP)
+    with np.errstate(over="ignore"):  # A single id is a numpy scalar, and those warn of wrapping around.
+        return _mix(np.uint64(base) + (np.asarray(ids).astype(np.uint64) + np.uint64(1)) * _STEP)
 
 
 def bits(keys_: Keys, count: int) -> Keys:

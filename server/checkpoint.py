@@ -37,7 +37,8 @@ class Checkpoint:
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Writes, fsyncs, renames, fsyncs the folder: a reader finds the old file or the new one, never a part."""
-    tensors = {name: value.contiguous() for name, value in checkpoint.state.items()}
+    # Copies: the format refuses two names for one tensor, which a state may well hold before its first step.
+    tensors = {name: value.detach().contiguous().clone() for name, value in checkpoint.state.items()}
     note = json.dumps({"round": checkpoint.round, "meta": checkpoint.meta}, sort_keys=True, allow_nan=False)
     data = save(tensors, metadata={"confide": note, "sha256": _digest(tensors, note)})
     atomic_write(path, data)

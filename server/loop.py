@@ -7,24 +7,26 @@ commit, the personal state, rounds.jsonl) can be done again after a crash and is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from privacy import streams
-from privacy.accountant import Neighbours, epsilon, epsilon_curve
+from privacy.accountant import Neighbours, epsilon
 from privacy.events import Composed, Event, NonPrivate, Repeated
 from privacy.ledger import Entry, Ledger
 from privacy.mechanism import Mechanism, joint_event
 from privacy.release import Collector, Tally
 from server.checkpoint import Checkpoint
 from server.link import Link
+from server.odometer import Odometer
 from server.sampler import Sampler
 from server.store import RunStore, StoreError
 from strategies.base import State, Strategy
@@ -100,32 +102,19 @@ class RoundResult:
     state: State
 
 
-@dataclass
-class Odometer:
-    """Epsilon after so many charges of the run's event; the curve is priced once, so a round costs a look-up."""
-
-    event: Event
-    neighbours: Neighbours
-    delta: float | None
-    rounds: int
-    curve: list[float] = field(default_factory=list)
-
-    def after(self, charges: int) -> float | None:
-        """Upper epsilon after `charges` rounds; None without privacy."""
-        if self.delta is None or isinstance(self.event, NonPrivate):
-            return None
-        if not self.curve:
-            self.curve = epsilon_curve(self.event, self.rounds, self.delta, neighbours=self.neighbours)
-        if charges <= len(self.curve):
-            return self.curve[charges - 1] if charges else 0.0
-        return epsilon(Repeated(self.event, charges), self.delta, neighbours=self.neighbours).upper
-
-
 class Phases:
-    """Seconds spent in the named phases of a round."""
+    """Seconds spent in the named phases of a round.
+
+    A round's line is written before the round is stored, so its `store` is the time of the round before.
+    """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {"store": 0.0}
+        self._mark = time.perf_counter()
+
+    def begin(self) -> None:
+        """Starts a round."""
+        self.seconds = {"store": self.seconds["store"]}
         self._mark = time.perf_counter()
 
     def done(self, name: str) -> None:
@@ -136,22 +125,39 @@ class Phases:
 
 
 def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> tuple[int, State]:
-    """Brings everything to the last committed round; returns that round (0 for none) and the state after it."""
+    """Brings everything to the last committed round; returns that round (0 for none) and the state after it.
+
+    Raises:
+        StoreError: the folder is of another experiment, other data or another price, or its ledger lost lines.
+    """
     checkpoint = store.load()
+    _continues(training, checkpoint, store, ledger)
     store.cut(checkpoint)
     if checkpoint is None:
         link.recover(0)
         return 0, training.strategy.init(training.model, streams.generator(training.seed, "init"))
-    if checkpoint.meta["identity"] != dict(training.identity):
-        changed = [name for name, value in training.identity.items() if checkpoint.meta["identity"].get(name) != value]
-        raise StoreError(f"{store.folder}: cannot go on, since {' and '.join(changed)} changed after it was started")
-    if int(checkpoint.meta["ledger"]["seq"]) > ledger.head.seq:
-        raise StoreError(f"{store.ledger}: shorter than the checkpoint says; lines were cut, restore it from a copy")
     link.recover(checkpoint.round)
     for entry in ledger.open_reserves():
         if entry.seq <= int(checkpoint.meta["ledger"]["seq"]) and entry.round == checkpoint.round:
             ledger.commit(entry)
     return checkpoint.round, checkpoint.state
+
+
+def _continues(training: Training, checkpoint: Checkpoint | None, store: RunStore, ledger: Ledger) -> None:
+    """Refuses to go on with what another run left, before anything is changed."""
+    if any(event != training.event for event in ledger.spent(UNIT)):  # Also before the first checkpoint.
+        raise StoreError(f"{store.folder}: cannot go on, since the price of a round changed after it was started")
+    if checkpoint is None:
+        return
+    known, head = checkpoint.meta["identity"], checkpoint.meta["ledger"]
+    changed = [name for name, value in training.identity.items() if known.get(name) != value]
+    if changed:
+        raise StoreError(f"{store.folder}: cannot go on, since {' and '.join(changed)} changed after it was started")
+    lines = store.ledger.read_bytes().split(b"\n")[:-1]
+    if len(lines) < head["seq"]:
+        raise StoreError(f"{store.ledger}: shorter than the checkpoint says; lines were cut, restore it from a copy")
+    if hashlib.sha256(lines[head["seq"] - 1]).hexdigest() != head["hash"]:
+        raise StoreError(f"{store.ledger}: not the ledger that the checkpoint was written with; restore it from a copy")
 
 
 def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iterator[RoundResult]:
@@ -164,16 +170,18 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         Diverged: when the model is no longer finite.
     """
     done, state = resume(training, link, store, ledger)
-    odometer = Odometer(training.event, training.neighbours, training.delta, training.rounds)
+    odometer = Odometer(training.event, training.neighbours, training.delta, training.rounds, training.budget)
+    phases = Phases()
     for round_ in range(done + 1, training.rounds + 1):
         charges = ledger.charges(UNIT)
         _afford(training, odometer, charges + 1, round_)
-        phases = Phases()
+        phases.begin()
         entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)
         phases.done("reserve")
         cohort = training.sampler.draw(training.seed, round_)
         state, row = _train(training, link, state, round_, cohort, phases)
         row["epsilon"] = odometer.after(charges + 1)
+        phases.done("account")
         row |= _evaluate(training, state, round_, phases)
         state = _commit(training, link, store, ledger, state, entry, row, phases)
         yield RoundResult(round_, row, state)
@@ -189,14 +197,13 @@ def final_epsilon(training: Training, ledger: Ledger) -> Any:
 
 
 def _afford(training: Training, odometer: Odometer, charges: int, round_: int) -> None:
-    if training.budget is None:
+    if odometer.affords(charges):
         return
     after = odometer.after(charges)
-    if after is None or not after <= training.budget:
-        raise BudgetSpent(
-            f"round {round_} would bring epsilon to {after if after is None else round(after, 4)}, "
-            f"above the budget of {training.budget}; stopped after round {round_ - 1}"
-        )
+    raise BudgetSpent(
+        f"round {round_} would bring epsilon to {'infinity' if after is None else round(after, 4)}, "
+        f"above the budget of {training.budget}; stopped after round {round_ - 1}"
+    )
 
 
 def _train(
@@ -259,7 +266,7 @@ def _commit(
     row: dict[str, Any],
     phases: Phases,
 ) -> State:
-    row["seconds"] = phases.seconds
+    row["seconds"] = dict(phases.seconds)
     line = json.dumps(row, sort_keys=True, allow_nan=False)
     head = {"seq": ledger.head.seq, "hash": ledger.head.hash}
     link.stage()
@@ -267,4 +274,5 @@ def _commit(
     link.commit(entry.round)
     ledger.commit(entry)
     store.append(line)
+    phases.done("store")
     return state

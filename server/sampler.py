@@ -57,7 +57,8 @@ class FixedCohort:
     def draw(self, seed: int, round_: int) -> list[int]:
         """The cohort of a round, in rising order."""
         draws = streams.keys(streams.derive(seed, "cohort", round_), np.arange(self.population))
-        return np.sort(np.argsort(draws, kind="stable")[: self.size]).tolist()
+        cohort: list[int] = np.sort(np.argsort(draws, kind="stable")[: self.size]).tolist()
+        return cohort
 
     def event(self, inner: Event) -> Event:
         """The price of a round; only replace-one has one."""

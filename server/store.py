@@ -30,7 +30,7 @@ class RunStore:
     def __init__(self, folder: Path, *, resume: bool) -> None:
         self.folder = folder
         if resume and not self.experiment.exists():
-            raise StoreError(f"{folder}: holds no run (experiment.yaml is missing); start one with 'confide run CONFIG'")
+            raise StoreError(f"{folder}: holds no run (no experiment.yaml); start one with 'confide run CONFIG'")
         if not resume and self.experiment.exists():
             raise StoreError(f"{folder}: holds a run already; choose another --out, or --resume {folder}")
         try:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simulations.running import ActiveRun, Outcome, run, train
-    from strategies.experiment import Experiment, load
+    from strategies.experiment import Experiment
+    from strategies.loading import load
 
 __all__ = ["ActiveRun", "Experiment", "Outcome", "load", "run", "train"]
 
@@ -19,14 +20,14 @@ _HOMES = {
     "ActiveRun": "simulations.running",
     "Experiment": "strategies.experiment",
     "Outcome": "simulations.running",
-    "load": "strategies.experiment",
+    "load": "strategies.loading",
     "run": "simulations.running",
     "train": "simulations.running",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is asked for (PEP 562): torch takes seconds, which `confide --help` need not wait."""
+    """Imports a public name when it is asked for (PEP 562): `confide --help` need not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

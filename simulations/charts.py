@@ -10,17 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
-from privacy import checks
-from simulations.report_html import Html, element, join
-
-Point = tuple[float, float]
+from simulations.report_axes import Point, thin, tick_labels, ticks
+from simulations.report_html import Html, Value, element, join
 
 HEIGHT = 170  # Pixels from the highest tick to the lowest.
 ROW = 46  # Pixels of a span with its label.
-POINTS = 500  # A curve is thinned to about so many: more than the pixels it is drawn on.
 DOTTED = 40  # Up to so many points each is shown as a dot, too.
+CROWDED = 200  # From so many points on a curve is drawn finer.
 _WIDE = 1000  # Units of the stretched picture.
 _GAP = 15  # Pixels between two labels at the ends of lines.
 _LETTER = 6.8  # Pixels of a tabular digit at 12 px, rounded up.
@@ -44,7 +41,7 @@ class Mark:
     """A level that a curve is to be seen against.
 
     Attributes:
-        label: what it is.
+        label: what it is, written beside the title.
         value: where on the y axis.
     """
 
@@ -69,63 +66,6 @@ class Span:
     middle: float | None = None
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, evenly spaced, from at or below `low` to at or above `high`.
-
-    There are at most `count` + 2 of them. A range too small to be seen (a billionth of its numbers) is widened.
-
-    >>> ticks(0.12, 0.93)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    >>> ticks(3, 3)
-    [2.8, 2.9, 3.0, 3.1, 3.2]
-    """
-    checks.finite(low=low, high=high)
-    if not low <= high:
-        raise ValueError(f"low must be <= high, got {low!r} and {high!r}")
-    size = max(abs(low), abs(high))
-    if high - low <= max(1e-9 * size, 1e-12):
-        low, high = (low - size / 20, high + size / 20) if size > 1e-12 else (min(low, 0.0), 1.0)
-    # In decimals, since multiples of a binary 0.1 are not what a reader calls 0.3.
-    step = _step((Decimal(high) - Decimal(low)) / count)
-    first = math.floor(Decimal(low) / step)
-    last = math.ceil(Decimal(high) / step)
-    return [float(index * step) for index in range(first, last + 1)]
-
-
-def _step(least: Decimal) -> Decimal:
-    power = Decimal(1).scaleb(least.adjusted())
-    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least)
-
-
-def tick_labels(values: Sequence[float]) -> list[str]:
-    """The ticks as text, with as many decimals as their distance asks for.
-
-    >>> tick_labels([0.0, 0.5, 1.0]), tick_labels([0, 5000, 10000]), tick_labels([0.0, 2e-7])
-    (['0.0', '0.5', '1.0'], ['0', '5,000', '10,000'], ['0', '2e-07'])
-    """
-    step = min((after - before for before, after in zip(values, values[1:])), default=1.0)
-    places = max(0, -math.floor(math.log10(step) + 1e-6))
-    if places > 4 or max(map(abs, values), default=0.0) >= 1e6:
-        return [f"{value:.6g}" for value in values]
-    return [f"{value:,.{places}f}" for value in values]
-
-
-def thin(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
-    """At most `limit` points that look the same: of each stretch its lowest and its highest, and both ends of all.
-
-    A mean would hide the one bad round that a reader looks for.
-    """
-    if len(points) <= limit:
-        return list(points)
-    stretches = max(1, (limit - 2) // 2)
-    kept = {0, len(points) - 1}
-    for number in range(stretches):
-        stretch = range(number * len(points) // stretches, (number + 1) * len(points) // stretches)
-        kept.add(min(stretch, key=lambda index: points[index][1]))
-        kept.add(max(stretch, key=lambda index: points[index][1]))
-    return [points[index] for index in sorted(kept)]
-
-
 def line_chart(
     key: str,
     title: str,
@@ -144,7 +84,7 @@ def line_chart(
         unit: in words, beside the title.
         lines: one or two, each with a point at least.
         rounds: the right end of the x axis.
-        marks: levels, drawn dashed.
+        marks: levels, drawn dotted.
         from_zero: the y axis starts at 0.
     """
     if not lines or not all(line.points for line in lines):
@@ -164,13 +104,17 @@ def line_chart(
         *(_level(down(y), name) for y, name in zip(levels, names)),
         *(_across(left(x), name, HEIGHT) for x, name in zip(across, tick_labels(across))),
         element("text", {"x": -8, "y": HEIGHT + 19, "text-anchor": "end"}, "round"),
-        *(_mark(down(mark.value), mark.label) for mark in marks),
         _curves([[(left(x), down(y)) for x, y in thin(line.points)] for line in lines]),
+        *(_mark(down(mark.value)) for mark in marks),
         *_ends([(line.label, left(line.points[-1][0]), down(line.points[-1][1])) for line in lines]),
     ]
-    margins = (max(44.0, 14 + _LETTER * max(map(len, names))), 16 + _LETTER * max(len(line.label) for line in lines))
+    margins = (
+        max(44.0, 14 + _LETTER * max(map(len, names))),
+        16 + _LETTER * max(2, *(len(line.label) for line in lines)),
+    )
     described = ". ".join(_told(line) for line in lines)
-    return _figure(key, title, unit, described, margins, HEIGHT, parts)
+    beside = "; ".join([unit, *(f"dotted: {mark.label}" for mark in marks)])
+    return _figure(key, title, beside, described, margins, HEIGHT, parts)
 
 
 def span_chart(key: str, title: str, *, unit: str, spans: Sequence[Span], limits: Sequence[float] = (0.0,)) -> Html:
@@ -185,9 +129,9 @@ def span_chart(key: str, title: str, *, unit: str, spans: Sequence[Span], limits
     parts = [_across(left(x), name, height, line=True) for x, name in zip(scale, tick_labels(scale))]
     for number, (span, colour) in enumerate(zip(spans, "ab" * len(spans))):
         y = ROW * number + 32
-        bar = {"x1": _percent(left(span.low)), "x2": _percent(left(span.high)), "y1": y, "y2": y}
+        bar: dict[str, Value] = {"x1": _percent(left(span.low)), "x2": _percent(left(span.high)), "y1": y, "y2": y}
         parts.append(element("text", {"x": 0, "y": y - 14, "class": f"value {colour}"}, span.label))
-        parts.append(element("line", bar | {"class": f"bar {colour}"}))
+        parts.append(element("line", {**bar, "class": f"bar {colour}{' wide' if span.middle is not None else ''}"}))
         if not math.isfinite(span.high):
             parts.append(element("text", {"x": "100%", "dx": 6, "y": y + 4, "class": f"value {colour}"}, "∞"))
         if span.middle is not None:
@@ -205,7 +149,7 @@ def _figure(
     parts: Sequence[Html],
 ) -> Html:
     left, right = (math.ceil(margin) for margin in margins)
-    attributes = {
+    attributes: dict[str, Value] = {
         "role": "img",
         "aria-labelledby": f"{key}-title {key}-told",
         "height": height,
@@ -230,9 +174,8 @@ def _across(left: float, name: str, height: float, *, line: bool = False) -> Htm
     return join([notch, element("text", {"x": x, "y": height + 19, "text-anchor": "middle"}, name)])
 
 
-def _mark(y: float, label: str) -> Html:
-    line = element("line", {"x1": 0, "x2": "100%", "y1": _short(y), "y2": _short(y), "class": "mark"})
-    return join([line, element("text", {"x": 4, "y": _short(y - 5 if y > 14 else y + 14)}, label)])
+def _mark(y: float) -> Html:
+    return element("line", {"x1": 0, "x2": "100%", "y1": _short(y), "y2": _short(y), "class": "mark"})
 
 
 def _curves(curves: Sequence[Sequence[Point]]) -> Html:
@@ -240,10 +183,16 @@ def _curves(curves: Sequence[Sequence[Point]]) -> Html:
     paths = []
     for points, colour in zip(curves, "ab"):
         at = [f"{_short(_WIDE * x)} {_short(y)}" for x, y in points]
-        paths.append(element("path", {"class": f"line {colour}", "d": "M" + "L".join(at)}))
+        crowded = " fine" if len(points) > CROWDED else ""
+        paths.append(element("path", {"class": f"line {colour}{crowded}", "d": "M" + "L".join(at)}))
         if len(points) <= DOTTED:
             paths.append(element("path", {"class": f"dots {colour}", "d": "".join(f"M{point}h0" for point in at)}))
-    box = {"viewBox": f"0 0 {_WIDE} {HEIGHT}", "preserveAspectRatio": "none", "width": "100%", "height": HEIGHT}
+    box: dict[str, Value] = {
+        "viewBox": f"0 0 {_WIDE} {HEIGHT}",
+        "preserveAspectRatio": "none",
+        "width": "100%",
+        "height": HEIGHT,
+    }
     return element("svg", box, *paths)
 
 
@@ -257,7 +206,7 @@ def _ends(labels: Sequence[tuple[str, float, float]]) -> list[Html]:
     texts = []
     for index, y in zip(order, heights):
         label, x, _ = labels[index]
-        place = {"x": _percent(x), "dx": 8, "y": _short(y + 4), "class": f"value {'ab'[index]}"}
+        place: dict[str, Value] = {"x": _percent(x), "dx": 8, "y": _short(y + 4), "class": f"value {'ab'[index]}"}
         texts.append(element("text", place, label))
     return texts
 

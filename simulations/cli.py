@@ -1,7 +1,7 @@
 """The command line.
 
-Every error that a user can cause is one line on stderr and exit code 2. Only the project's own error classes are caught:
-a mistake in confide itself keeps its traceback.
+Every error that a user can cause is one line on stderr and exit code 2. Only the project's own error classes are
+caught: a mistake in confide itself keeps its traceback.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def parser() -> Parser:
     """The whole command line."""
     root = Parser(
         prog="confide",
-        description="Federated-learning simulations with privacy accounting: claimed and measured epsilon side by side.",
+        description="Federated learning, simulated and priced: claimed and measured epsilon side by side.",
         epilog="Start with: confide run quickstart",
         allow_abbrev=False,
     )

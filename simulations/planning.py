@@ -77,7 +77,7 @@ def plan(experiment: Experiment, population: int) -> Plan:
         noise = noise_multiplier_for(silo.epsilon, silo.delta, schedule, neighbours=silo.neighbours)
     # Channels on one sample cost like one Gaussian of (sum z^-2)^-1/2: each gets its share of the same price.
     share = GaussianSum(silo.clip_norm, noise * math.sqrt(len(channels)))
-    mechanisms: dict[str, Mechanism] = {name: share for name in channels}
+    mechanisms: dict[str, Mechanism] = dict.fromkeys(channels, share)
     inner = NonPrivate("single updates are seen") if experiment.strategy.reveals else joint_event(mechanisms)
     event = inner if isinstance(inner, NonPrivate) else sampler.event(inner)
     cost = epsilon(Composed((Repeated(event, experiment.rounds),)), silo.delta, neighbours=silo.neighbours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from simulations.charts import Line, Mark, Span, line_chart, span_chart
@@ -19,8 +20,15 @@ def privacy_section(run: Run) -> Html:
     if run.claimed is None:
         none = "This run had no privacy: updates were neither clipped nor noised, so ε is infinite for every silo."
         return element("section", {}, heading, element("p", {}, none))
-    paragraphs = [element("p", {}, text) for text in (meaning(run.claimed), *_remarks(run))]
-    charts = element("div", {"class": "charts"}, _comparison(run), _spending(run))
+    if not run.claimed["charged_rounds"]:
+        return element(
+            "section", {}, heading, element("p", {}, "No round was charged: nothing was released, so ε is 0.")
+        )
+    texts = (meaning(run.claimed), _claim(run.claimed), _honest(run))
+    warnings = _warnings(run.claimed, run.measured) if run.measured is not None else []
+    paragraphs = [element("p", {}, text) for text in texts]
+    paragraphs += [element("p", {"class": "warning"}, text) for text in warnings]
+    charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
     return element("section", {}, heading, *paragraphs, charts)
 
 
@@ -30,7 +38,7 @@ def claimed_words(run: Run) -> tuple[str, str]:
     if claimed is None:
         return "ε = ∞", "no privacy: updates were neither clipped nor noised"
     upper = claimed["epsilon_upper"]
-    head = "ε = ∞" if upper is None else f"ε ≤ {number(upper, rounding='up')}"
+    head = f"ε {'≤' if upper else '='} {number(upper, rounding='up')}"
     return head, f"at δ = {small(claimed['delta'])}, for {NEIGHBOURS[claimed['neighbours']]}"
 
 
@@ -40,7 +48,7 @@ def measured_words(run: Run) -> tuple[str, str]:
     if measured is None:
         return "–", _unmeasured(run)
     interval = f"{number(measured['lower'])} to {number(measured['upper'])}"
-    return f"ε ≈ {number(measured['epsilon'])}", f"95% interval {interval}, from {measured['canaries']} canaries"
+    return f"ε ≈ {number(measured['epsilon'])}", f"95% interval {interval}, from {measured['canaries']:,} canaries"
 
 
 def _unmeasured(run: Run) -> str:
@@ -51,49 +59,51 @@ def _unmeasured(run: Run) -> str:
     return "no round changed the model, so canaries left no trace to measure"
 
 
-def _remarks(run: Run) -> list[str]:
-    claimed, measured = run.claimed, run.measured
-    assert claimed is not None  # The caller has checked it.
+def _claim(claimed: Mapping[str, Any]) -> str:
+    note = f" {claimed['note'][:1].upper()}{claimed['note'][1:]}." if claimed["note"] else ""
+    if claimed["epsilon_upper"] is None:
+        return f"Claimed: nothing.{note}"
     lower, upper = number(claimed["epsilon_lower"], 4, "down"), number(claimed["epsilon_upper"], 4, "up")
-    remarks = [
-        f"Claimed: ε lies between {lower} and {upper} ({claimed['method']}); the upper end is what is proved. It covers "
-        f"{claimed['charged_rounds']} rounds with noise of {number(claimed['noise_multiplier'])} times the clip norm of "
-        f"{number(claimed['clip_norm'])}." + (f" {claimed['note'].capitalize()}." if claimed["note"] else "")
-    ]
-    if measured is None:
-        return [*remarks, f"Measured: {_unmeasured(run)}."]
-    remarks.append(
-        "Measured: an estimate from the final model of this one run, neither an upper nor a lower bound, and coarse with "
-        f"{measured['canaries']} canaries. A value below the claim does not improve the claim."
+    noise, clip = f"{claimed['noise_multiplier']:.4g}", f"{claimed['clip_norm']:.4g}"
+    return (
+        f"Claimed: ε lies between {lower} and {upper} ({claimed['method']}); the upper end is what is proved. It "
+        f"covers {claimed['charged_rounds']:,} rounds, with noise of {noise} times the clip norm of {clip}.{note}"
     )
-    return [*remarks, *_warnings(claimed, measured)]
 
 
-def _warnings(claimed: Any, measured: Any) -> list[str]:
+def _honest(run: Run) -> str:
+    if run.measured is None:
+        return f"Not measured: {_unmeasured(run)}."
+    return (
+        "Measured: an estimate from the final model of this one run, neither an upper nor a lower bound, and coarse "
+        f"with {run.measured['canaries']:,} canaries. A value below the claim does not improve the claim."
+    )
+
+
+def _warnings(claimed: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
     warnings = []
     if not measured["ks_pvalue"] >= SOUND:
         warnings.append(
-            f"Do not rely on the measurement: canaries that took no part do not look random (p = "
-            f"{small(measured['ks_pvalue'])}), so what it is measured against does not hold."
+            "Do not rely on the measurement: canaries that took no part do not look random "
+            f"(p = {small(measured['ks_pvalue'])}), so what it is measured against does not hold."
         )
     if _finite(measured["lower"]) > _finite(claimed["epsilon_upper"]):
         warnings.append(
-            "The whole interval lies above the claim. By chance that happens in one run of forty; if another seed shows "
-            "it again, the claim is wrong: please report it."
+            "The whole interval lies above the claim. Chance does that in at most about one run of forty; if another "
+            "seed shows it again, the claim is wrong: please report it."
         )
     return warnings
 
 
-def _comparison(run: Run) -> Html:
-    claimed, measured = run.claimed, run.measured
-    assert claimed is not None
+def _comparison(claimed: Mapping[str, Any], measured: Mapping[str, Any] | None) -> Html:
     lower, upper = _finite(claimed["epsilon_lower"]), _finite(claimed["epsilon_upper"])
-    text = f"claimed {number(lower, rounding='down')} to {number(upper, rounding='up')}"
+    between = f"{number(lower, rounding='down')} to {number(upper, rounding='up')}"
+    text = f"claimed {between}" if math.isfinite(upper) else "claimed: no bound"
     spans = [Span(text, min(lower, upper), upper)]
     if measured is not None:
         low, middle, high = (_finite(measured[name]) for name in ("lower", "epsilon", "upper"))
-        spans.append(Span(f"measured {number(middle)}, 95% interval {number(low)} to {number(high)}", low, high, middle))
-    unit = f"ε at δ = {small(claimed['delta'])}"
+        spans.append(Span(f"measured {number(middle)} ({number(low)} to {number(high)})", low, high, middle))
+    unit = f"ε at δ = {small(claimed['delta'])}" + (", the estimate with its 95% interval" if measured else "")
     return span_chart("comparison", "Claimed and measured", unit=unit, spans=spans)
 
 
@@ -103,9 +113,9 @@ def _spending(run: Run) -> Html:
     if not points:
         return join([])
     budget = run.section("budget").get("epsilon")
-    marks = [Mark(f"budget {number(budget)}", budget)] if budget is not None else []
+    marks = [Mark(f"budget {budget:.4g}", budget)] if budget is not None else []
     line = Line(number(points[-1][1], rounding="up"), [(0.0, 0.0), *points])
-    unit = "claimed, upper end"
+    unit = "upper bound in every round, tight after the last"
     return line_chart(
         "epsilon", "ε over rounds", unit=unit, lines=[line], rounds=len(run.rows), marks=marks, from_zero=True
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations.charts import Point
-from strategies.schema import read_yaml
+from simulations.report_axes import Point
+from strategies.yaml_text import read_yaml
 
 
 class ReportError(ValueError):
@@ -98,20 +98,21 @@ def read_run(folder: Path) -> Run:
     experiment = folder / "experiment.yaml"
     spelt = _text(experiment, "restore it from a copy")
     # A run that was resumed and killed has more rounds than its result, the last one maybe torn: left out.
-    lines = (folder / "rounds.jsonl").read_text().splitlines() if (folder / "rounds.jsonl").exists() else []
+    rounds = folder / "rounds.jsonl"
+    lines = _text(rounds, "").split("\n")[:-1] if rounds.exists() else []
     if len(lines) < result["rounds"]:
-        raise ReportError(
-            f"{folder / 'rounds.jsonl'}: {len(lines)} lines for {result['rounds']} rounds; restore it from a copy"
-        )
-    rows = [_json(line, folder / "rounds.jsonl", number) for number, line in enumerate(lines[: result["rounds"]], 1)]
+        raise ReportError(f"{rounds}: {len(lines)} lines for {result['rounds']} rounds; restore it from a copy")
+    rows = [_json(line, rounds, number) for number, line in enumerate(lines[: result["rounds"]], 1)]
     return Run(result, rows, read_yaml(experiment), spelt)
 
 
 def _text(path: Path, remedy: str) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ReportError(f"{path}: missing, so there is nothing to report on; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{path}: not UTF-8 text; restore it from a copy") from error
 
 
 def _json(text: str, path: Path, line: int) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any, Literal
 
+from simulations.report_html import Html, element, join
+
 Rounding = Literal["up", "down", "near"]
 
 NEIGHBOURS = {
@@ -20,9 +22,9 @@ _QUESTIONS = {
     "replace": "which of two data sets the silo holds",
 }
 _CASES = {
-    "add_remove": "with the silo than without it",
-    "zero_out": "with the silo’s update than with zeros in its place",
-    "replace": "with the silo’s data than with any other data in its place",
+    "add_remove": "with the silo as without it",
+    "zero_out": "with the silo’s update as with zeros in its place",
+    "replace": "with the silo’s data as with any other data in its place",
 }
 _ROUNDINGS = {"up": ROUND_CEILING, "down": ROUND_FLOOR, "near": ROUND_HALF_EVEN}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -39,17 +41,16 @@ def number(value: float | None, digits: int = 3, rounding: Rounding = "near") ->
     if value == 0:
         return "0"
     exact = Decimal(repr(float(value)))
-    unit = Decimal(1).scaleb(min(0, exact.adjusted() - digits + 1))
-    rounded = exact.quantize(unit, _ROUNDINGS[rounding]) if exact.adjusted() < 20 else exact
-    if not -4 <= rounded.adjusted() < 9:
-        return _scientific(rounded, digits)
-    return f"{rounded:,f}"
+    power = exact.adjusted()
+    if not -4 <= power < 9:
+        mantissa = exact.scaleb(-power).quantize(Decimal(1).scaleb(1 - digits), _ROUNDINGS[rounding])
+        return _power_of_ten(mantissa, power)
+    return f"{exact.quantize(Decimal(1).scaleb(min(0, power - digits + 1)), _ROUNDINGS[rounding]):,f}"
 
 
-def _scientific(value: Decimal, digits: int) -> str:
-    mantissa, power = f"{value:.{digits - 1}e}".split("e")
-    short = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-    exponent = f"10{str(int(power)).translate(_SUPERSCRIPTS)}"
+def _power_of_ten(mantissa: Decimal, power: int) -> str:
+    short = f"{mantissa:f}".rstrip("0").rstrip(".") if "." in f"{mantissa:f}" else f"{mantissa:f}"
+    exponent = f"10{str(power).translate(_SUPERSCRIPTS)}"
     return exponent if short == "1" else f"{short}×{exponent}"
 
 
@@ -59,7 +60,10 @@ def small(value: float) -> str:
     >>> small(1e-4), small(2.5e-06), small(0.01)
     ('10⁻⁴', '2.5×10⁻⁶', '0.01')
     """
-    return _scientific(Decimal(repr(value)), 3) if 0 < value < 0.01 else f"{value:g}"
+    if not 0 < value < 0.01:
+        return f"{value:g}"
+    exact = Decimal(f"{value:.3g}")
+    return _power_of_ten(exact.scaleb(-exact.adjusted()), exact.adjusted())
 
 
 def score(metric: str, value: float | None) -> str:
@@ -101,7 +105,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def meaning(claimed: Mapping[str, Any]) -> str:
+def meaning(claimed: Mapping[str, Any]) -> Html:
     """What a claimed epsilon promises one silo, in two sentences.
 
     A guess between two neighbouring worlds, each as likely as the other, is right with probability at most
@@ -110,20 +114,20 @@ def meaning(claimed: Mapping[str, Any]) -> str:
     """
     epsilon, relation = claimed["epsilon_upper"], claimed["neighbours"]
     if epsilon is None:
-        return "No finite ε is proved: what this run released may say everything about a silo."
+        return join(["No finite ε is proved: what this run released may say everything about a silo."])
     times = number(math.exp(epsilon), rounding="up") if epsilon < 700 else number(None)
-    first = (
-        f"No outcome of this run is more than e^ε = {times} times as likely {_CASES[relation]}, apart from a "
-        f"probability of δ = {small(claimed['delta'])}."
-    )
     wrong = (1 - claimed["delta"]) / (1 + math.exp(min(epsilon, 700.0)))
-    second = (
-        f"Somebody who knows everything else and must guess {_QUESTIONS[relation]}, both being equally likely, is wrong "
-        f"at least {_share(wrong)} of the time; a coin is wrong half of the time."
+    return join(
+        [
+            "No outcome of this run is more than e",
+            element("sup", {}, "ε"),
+            f" = {times} times as likely {_CASES[relation]}, or the other way round, apart from a probability of "
+            f"δ = {small(claimed['delta'])}. Somebody who knows everything else and must guess {_QUESTIONS[relation]}, "
+            f"both being equally likely, is wrong at least {_share(wrong)} of the time; a coin, half of the time.",
+        ]
     )
-    return f"{first} {second}"
 
 
 def _share(part: float) -> str:
     """A probability in percent, rounded down."""
-    return f"{number(100 * part, 2, 'down')}%"
+    return f"{number(100 * part, 3, 'down')}%"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -40,8 +41,9 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "engine": experiment.engine.kind,
         "metrics": _metrics(active, state, predictor),
         "privacy": _privacy(active, predictor),
+        "updates": _updates(rows),
         "communication": _communication(rows, predictor.numel()),
-        "model": {"file": MODEL, "sha256": _save_model(active, predictor)},
+        "model": _model(active, predictor),
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
         "versions": _versions(),
         "stopped": active.stopped,
@@ -97,6 +99,15 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
     return {"silo": claimed, "example": None, "measured": measured}
 
 
+def _updates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Updates that arrived over all rounds, and why others did not."""
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        reasons.update(row["failure_reasons"])
+    arrived, failed = (sum(row[name] for row in rows) for name in ("arrived", "failures"))
+    return {"arrived": arrived, "failed": failed, "reasons": dict(sorted(reasons.items()))}
+
+
 def _communication(rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
     """Totals, and their ratio to sending the dense model both ways."""
     names = ("bytes_up", "bytes_down", "parameters_up", "parameters_down")
@@ -104,6 +115,19 @@ def _communication(rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, An
     dense = 2 * size * sum(row["arrived"] + row["failures"] for row in rows)
     totals["ratio"] = (totals["parameters_up"] + totals["parameters_down"]) / dense if dense else None
     return totals
+
+
+def _model(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
+    """Saves the model; says what it takes and gives, so that it can be used without the data."""
+    shape, federation = active.model.shape, active.federation
+    return {
+        "file": MODEL,
+        "sha256": _save_model(active, predictor),
+        "features": list(shape.features),
+        "outputs": shape.outputs,
+        "feature_names": list(federation.feature_names),
+        "class_names": list(federation.class_names),
+    }
 
 
 def _save_model(active: ActiveRun, predictor: Tensor) -> str:

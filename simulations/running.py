@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,25 +12,26 @@ from typing import Any
 import torch
 import yaml
 
+from client.tables import Table
 from privacy.ledger import Ledger
 from server import loop
 from server.canaries import CanaryLink
 from server.link import Link
 from server.loop import BudgetSpent, RoundResult, Training
-from server.store import RunStore, StoreError
+from server.store import RunStore
 from simulations import planning, results
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from simulations.engines.local import LocalLink
 from simulations.engines.pool import PoolLink
-from strategies.experiment import Experiment, digest, load
-from strategies.schema import ConfigError, encode
+from simulations.folders import default_folder, require_room, usable
+from strategies.codec import encode
+from strategies.experiment import Experiment, digest
+from strategies.loading import load
+from strategies.schema import ConfigError
 from strategies.tasks import evaluate
 
-
 INTERRUPTED = "interrupted"
-COPIES = 8  # Model, server state of up to three vectors (Adam), and the same again while files are replaced.
-SPARE_BYTES = 10_000_000  # Ledger, rounds, result and report of a long run.
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,13 @@ class Prepared:
     model: setup.Model
 
 
-def prepare(experiment: Experiment) -> Prepared:
-    """Builds silos, plan and model.
+def prepare(experiment: Experiment, *, table: Table | None = None) -> Prepared:
+    """Builds silos, plan and model; `table` holds the rows where the experiment says `data.name: dataset`.
 
     Raises:
         ValueError: data that cannot be had, or an experiment that does not fit it; one line.
     """
-    federation = build(experiment.data, seed=experiment.seed)
+    federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
     plan = planning.plan(experiment, len(federation.train))
     return Prepared(federation, plan, _model(experiment, federation))
@@ -84,23 +82,32 @@ class ActiveRun:
         folder: the run's folder.
         resume: go on in a folder that holds this run.
         plugins: modules imported for it, which worker processes import too.
+        table: rows for `data.name: dataset`, read by `client.files.read_dataset`.
 
     Raises:
         ValueError: the experiment does not fit the data, or the folder cannot be used; one line.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, *, resume: bool = False, plugins: Sequence[str] = ()):
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        *,
+        resume: bool = False,
+        plugins: Sequence[str] = (),
+        table: Table | None = None,
+    ) -> None:
         self.experiment, self.folder = experiment, folder
-        _usable(folder, resume=resume)
+        usable(folder, resume=resume)
         self._threads = torch.get_num_threads()
         try:
             # One thread per process: on a small machine more only get in each other's way, and the bits of a sum
             # would depend on their number.
             torch.set_num_threads(1)
             # Everything that a config can get wrong comes before the folder: a refused run leaves nothing behind.
-            prepared = prepare(experiment)
+            prepared = prepare(experiment, table=table)
             self.federation, self.plan, self.model = prepared.federation, prepared.plan, prepared.model
-            _room(folder, self.model.start.numel())
+            require_room(folder, self.model.start.numel())
             self.store = RunStore(folder, resume=resume)
         except BaseException:
             torch.set_num_threads(self._threads)
@@ -148,9 +155,7 @@ class ActiveRun:
         link: Link
         if experiment.engine.kind == "pool":
             workers = experiment.engine.workers or os.cpu_count() or 1
-            link = PoolLink(
-                experiment, self.federation, personal=self.store.personal, workers=workers, plugins=plugins
-            )
+            link = PoolLink(experiment, self.federation, personal=self.store.personal, workers=workers, plugins=plugins)
         else:
             host = setup.host(experiment, self.federation, personal=self.store.personal)
             link = LocalLink(host, chunk=setup.chunk(experiment, self.model))
@@ -249,33 +254,6 @@ def train(
         active.stopped = f"budget: {spent}"
 
 
-def default_folder(experiment: Experiment) -> Path:
-    """`runs/NAME-DATE`, with a number behind it where that is taken."""
-    base = Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
-
-
-def reopen(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment of a run's folder; overrides of its engine change no result, others are found out on resuming.
-
-    Raises:
-        StoreError: the folder holds no run, or one that has done all its rounds.
-    """
-    path, result = folder / "experiment.yaml", folder / "result.json"
-    if not path.exists():
-        raise StoreError(f"{folder}: holds no run (experiment.yaml is missing); give the folder of a run")
-    experiment = load(path, overrides)
-    if result.exists():
-        done = json.loads(result.read_bytes())["rounds"]
-        if done >= experiment.rounds:
-            raise StoreError(f"{folder}: all {done} rounds are done; nothing to resume, its result is in {result}")
-    return experiment
-
-
 def _fits(experiment: Experiment, federation: Federation) -> None:
     if federation.kind not in experiment.task.kinds:
         wanted = " or ".join(sorted(experiment.task.kinds))
@@ -288,29 +266,3 @@ def _model(experiment: Experiment, federation: Federation) -> setup.Model:
     except ValueError as error:  # A task's refusal of the data's shape, in one line.
         line = str(error)
         raise ConfigError([line if line.startswith("task") else f"task: {line}"]) from error
-
-
-def _usable(folder: Path, *, resume: bool) -> None:
-    """Refuses a folder before any work is put into a run that could not be kept."""
-    if not resume and (folder / "experiment.yaml").exists():
-        raise StoreError(f"{folder}: holds a run already; choose another --out, or --resume {folder}")
-    base = _existing(folder)
-    if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
-        what = "not writable" if base.is_dir() else "not a folder"
-        raise StoreError(f"{folder}: cannot be written ({base} is {what}); choose another --out")
-
-
-def _room(folder: Path, size: int) -> None:
-    """Requires room for model, checkpoint (optimizer state included) and their copies while they are replaced."""
-    need = 4 * size * COPIES + SPARE_BYTES
-    free = shutil.disk_usage(_existing(folder)).free
-    if free < need:
-        raise StoreError(
-            f"{folder}: {free / 1e6:.0f} MB free on its disk, a run of this model needs about {need / 1e6:.0f} MB; "
-            "make room or choose another --out"
-        )
-
-
-def _existing(folder: Path) -> Path:
-    """The folder itself, or the nearest parent that is there."""
-    return next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))

@@ -25,11 +25,15 @@ class Instruction(Mapping[str, Tensor]):
 
     Attributes:
         round: from 1.
-        vectors: named tensors, the same for every silo asked.
+        vectors: named tensors, the same for every silo asked; copies of what was given, so that nothing a silo half
+            does to them reaches the server's state.
     """
 
     round: int
     vectors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vectors", {name: vector.clone() for name, vector in self.vectors.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         return self.vectors[name]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from strategies.codec import encode
 from strategies.partitions import PARTITIONS, Partition
-from strategies.schema import ConfigError, build, decode_parts, encode, key, override, read_yaml, spell
+from strategies.schema import key
 from strategies.standardize import STANDARDIZE, Standardize
 
 if TYPE_CHECKING:  # Their registries import torch: loaded when a value is read, so that the schema itself is fast.
@@ -69,7 +68,6 @@ class Cohort:
     sampling: Literal["poisson", "fixed", "all"] = key("poisson", help="each silo by a coin, a fixed number, or all")
     rate: float = key(1.0, above=0, at_most=1, help="poisson: chance that a silo is in a round")
     size: int | None = key(None, at_least=1, help="fixed: silos in a round")
-    deadline_s: float | None = key(None, above=0, help="seconds after which a round goes on without late silos")
 
 
 @dataclass(frozen=True)
@@ -158,156 +156,6 @@ class Experiment:
     budget: Budget | None = key(None, help="where to stop; null: no limit")
     metrics: Metrics = key(Metrics(), help="what is measured")
     engine: Engine = key(Engine(), help="where the work is done")
-
-
-# Rules between keys: each is given whole sections, and is left out while one of them has problems of its own.
-
-
-def _name_rules(name: str) -> Iterator[str]:
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name):  # It becomes a folder: no `../`, no hidden files.
-        yield f"name: use up to 100 letters, digits, - _ or . (not first), found {name[:40]!r}"
-
-
-def _data_rules(data: Data) -> Iterator[str]:
-    if (data.name is None) == (data.path is None):
-        found = "neither" if data.name is None else "both"
-        yield f"data: give one of name and path, found {found}"
-    if data.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._:-]{0,99}", data.name):
-        yield f"data.name: not the name of a data set, found {data.name[:40]!r}; see confide list, or use data.path"
-    csv = data.path is not None and data.path.lower().endswith(".csv")
-    if csv and data.target is None:
-        yield "data.target: missing, give the CSV column to predict"
-    by_column = data.partition.name == "column"
-    if by_column and csv and data.silo is None:
-        yield "data.silo: missing, partition: column needs the CSV column that says whose row it is"
-    if by_column and data.silos is not None:
-        yield f"data.silos: found {data.silos}, but partition: column takes the silos of the data; remove it"
-    if not by_column and data.silos is None:
-        yield "data.silos: missing, give the number of silos, or use partition: column for those of the data"
-    if not data.validation + data.test < 1:
-        yield f"data.test: validation + test must be < 1, got {data.validation} + {data.test}; leave rows to train on"
-
-
-def _cohort_rules(cohort: Cohort) -> Iterator[str]:
-    if cohort.sampling == "fixed" and cohort.size is None:
-        yield "cohort.size: missing, sampling: fixed needs the number of silos in a round"
-    if cohort.sampling != "fixed" and cohort.size is not None:
-        yield f"cohort.size: found {cohort.size}, but only sampling: fixed uses it; remove it"
-    if cohort.sampling != "poisson" and cohort.rate != 1:
-        yield f"cohort.rate: found {cohort.rate}, but only sampling: poisson uses it; remove it"
-
-
-def _size_rules(cohort: Cohort, data: Data) -> Iterator[str]:
-    if cohort.size is not None and data.silos is not None and cohort.size > data.silos:
-        yield f"cohort.size: must be <= data.silos = {data.silos}, got {cohort.size}"
-
-
-def _train_rules(train: Train) -> Iterator[str]:
-    if train.steps is not None and train.epochs is not None:
-        yield f"train: give one of steps and epochs, found both ({train.steps} and {train.epochs}); set one to null"
-
-
-def _privacy_rules(privacy: Privacy) -> Iterator[str]:
-    silo = privacy.silo
-    if silo is not None and (silo.noise_multiplier is None) == (silo.epsilon is None):
-        found = "neither" if silo.epsilon is None else "both"
-        yield f"privacy.silo: give one of noise_multiplier and epsilon, found {found}"
-    if silo is None and privacy.audit.canaries:
-        yield (
-            f"privacy.audit.canaries: found {privacy.audit.canaries}, but there is no privacy.silo to audit; "
-            "add it or use canaries: 0"
-        )
-
-
-def _sampling_rules(cohort: Cohort, privacy: Privacy) -> Iterator[str]:
-    # Adding a silo changes no cohort of fixed size: only relations that keep the number of silos have a price.
-    if privacy.silo is not None and cohort.sampling == "fixed" and privacy.silo.neighbours == "add_remove":
-        yield "privacy.silo.neighbours: cohorts of fixed size have no add_remove price; use neighbours: replace"
-
-
-def _delta_rules(privacy: Privacy, data: Data) -> Iterator[str]:
-    silo = privacy.silo
-    if silo is None or data.silos is None or silo.allow_large_delta:
-        return
-    if not silo.delta * data.silos < 1:  # Publishing one silo at random, whole, is (0, 1 / silos)-private.
-        yield (
-            f"privacy.silo.delta: must be < 1 / silos = {1 / data.silos:.4g}, got {spell(silo.delta)}; "
-            "lower it, or set allow_large_delta: true"
-        )
-
-
-def _budget_rules(budget: Budget | None, privacy: Privacy) -> Iterator[str]:
-    if budget is None:
-        return
-    if privacy.silo is None:
-        yield "budget: there is no privacy.silo to spend it, so epsilon is infinite; add privacy.silo or remove budget"
-    elif budget.delta != privacy.silo.delta:
-        yield f"budget.delta: must equal privacy.silo.delta = {spell(privacy.silo.delta)}, got {spell(budget.delta)}"
-
-
-def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
-    yield from strategy.problems(private=privacy.silo is not None)
-
-
-def _engine_rules(engine: Engine) -> Iterator[str]:
-    if engine.kind != "pool" and engine.workers is not None:
-        yield f"engine.workers: found {engine.workers}, but only kind: pool uses it; remove it or use kind: pool"
-
-
-_RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
-    (("name",), _name_rules),
-    (("data",), _data_rules),
-    (("cohort",), _cohort_rules),
-    (("cohort", "data"), _size_rules),
-    (("train",), _train_rules),
-    (("strategy", "privacy"), _strategy_rules),
-    (("privacy",), _privacy_rules),
-    (("cohort", "privacy"), _sampling_rules),
-    (("privacy", "data"), _delta_rules),
-    (("budget", "privacy"), _budget_rules),
-    (("engine",), _engine_rules),
-)
-
-
-def _broken(parts: Mapping[str, Any]) -> list[str]:
-    known = [(needs, rule) for needs, rule in _RULES if parts.keys() >= set(needs)]
-    return [line for needs, rule in known for line in rule(*(parts[name] for name in needs))]
-
-
-def problems(experiment: Experiment) -> list[str]:
-    """The rules between keys that an experiment breaks, a line each."""
-    return _broken(vars(experiment))
-
-
-def parse(mapping: Mapping[str, Any]) -> Experiment:
-    """Reads an experiment from plain YAML values.
-
-    Raises:
-        ConfigError: every problem, of single keys and between them.
-    """
-    parts, lines = decode_parts(Experiment, mapping)
-    lines += _broken(parts)
-    if lines:
-        raise ConfigError(lines)
-    return build(Experiment, parts)
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Reads a YAML file, with `--set` overrides such as `train.learning_rate=0.3` in their order.
-
-    Raises:
-        ConfigError: every problem; of the file itself, or of the override texts, before those of keys.
-    """
-    mapping = read_yaml(path)
-    lines: list[str] = []
-    for assignment in overrides:
-        try:
-            mapping = override(mapping, assignment)
-        except ConfigError as error:
-            lines += error.problems
-    if lines:
-        raise ConfigError(lines)
-    return parse(mapping)
 
 
 def digest(experiment: Experiment) -> str:

@@ -11,7 +11,7 @@ from simulations.commands import OK, output
 from simulations.commands.shared import config_argument, format_argument, load_code, plugin_argument, read
 
 if TYPE_CHECKING:
-    from strategies.schema import Row
+    from strategies.describe import Row
 
 NAME = "config"
 HELP = "show a config with every default, or document its keys"
@@ -36,7 +36,7 @@ def show(args: argparse.Namespace) -> int:
     import yaml
 
     experiment = read(args)
-    from strategies.schema import encode
+    from strategies.codec import encode
 
     print(yaml.safe_dump(encode(experiment), sort_keys=False, allow_unicode=True), end="")
     return OK
@@ -45,8 +45,8 @@ def show(args: argparse.Namespace) -> int:
 def schema(args: argparse.Namespace) -> int:
     """Prints every key: its kind, default, bounds and meaning."""
     load_code(args.plugins)
+    from strategies.describe import describe
     from strategies.experiment import Experiment
-    from strategies.schema import describe
 
     rows = describe(Experiment)
     if args.format == "json":

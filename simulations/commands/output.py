@@ -7,6 +7,7 @@ import math
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 WIDEST = 120  # Longer lines are hard to read, however wide the window.
@@ -109,13 +110,31 @@ def span(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def bracket(lower: float | None, upper: float | None) -> str:
-    """An epsilon, or the range it lies in; None stands for infinity.
+def at_most(value: float | None) -> str:
+    """An upper bound in four significant digits, rounded up: rounded down it would no longer be one.
 
-    >>> bracket(2.84312, 2.843), bracket(1.0, 2.0), bracket(None, None)
-    ('2.843', '1 to 2', 'infinite')
+    >>> at_most(4.19149), at_most(4.0), at_most(None)
+    ('4.192', '4', 'infinite')
+    """
+    return "infinite" if value is None else _rounded(value, ROUND_CEILING)
+
+
+def bracket(lower: float | None, upper: float | None) -> str:
+    """An epsilon, or the range it lies in, rounded outwards; None stands for infinity.
+
+    >>> bracket(4.377, 4.377), bracket(4.1911, 4.1912), bracket(1.5, None)
+    ('4.377', '4.191 to 4.192', 'at least 1.5')
     """
     if upper is None:
-        return "infinite"
-    low, high = short(lower), short(upper)
-    return high if low in (high, "-") else f"{low} to {high}"
+        return "infinite" if lower is None else f"at least {_rounded(lower, ROUND_FLOOR)}"
+    if lower is None or lower == upper:
+        return at_most(upper)
+    return f"{_rounded(lower, ROUND_FLOOR)} to {at_most(upper)}"
+
+
+def _rounded(value: float, direction: str) -> str:
+    exact = Decimal(repr(value))
+    if not exact:
+        return "0"
+    digits = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), rounding=direction)
+    return f"{digits:f}".rstrip("0").rstrip(".") if digits.adjusted() < 3 else f"{digits:f}"

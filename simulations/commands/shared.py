@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:
+    from client.tables import Table
     from strategies.experiment import Experiment
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -45,6 +46,29 @@ def plugin_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def dataset_argument(parser: argparse.ArgumentParser) -> None:
+    """--dataset."""
+    parser.add_argument(
+        "--dataset",
+        metavar="MODULE:NAME",
+        help="a torch Dataset of yours, or a function that returns one, for a config with data.name: dataset",
+    )
+
+
+def read_rows(dataset: str | None, experiment: Experiment) -> Table | None:
+    """The rows of --dataset; None where it is not given."""
+    if dataset is None:
+        return None
+    if experiment.data.name != "dataset":
+        raise ConfigError([f"--dataset: the config's data.name is {experiment.data.name}; set data.name: dataset"])
+    from client.files import read_dataset
+    from strategies.plugins import import_path
+
+    found = import_path(dataset, where="--dataset")
+    made = found() if callable(found) and not hasattr(found, "__getitem__") else found
+    return read_dataset(made, kind=experiment.data.kind, where=f"--dataset {dataset}")
+
+
 def format_argument(parser: argparse.ArgumentParser, *, choices: Sequence[str] = ("table", "json")) -> None:
     """--format, the first choice being the default."""
     parser.add_argument("--format", choices=choices, default=choices[0], help=f"default: {choices[0]}")
@@ -53,7 +77,7 @@ def format_argument(parser: argparse.ArgumentParser, *, choices: Sequence[str] =
 def read(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment that CONFIG, --set and --plugin say, `overrides` applied last."""
     load_code(args.plugins)
-    from strategies.experiment import load
+    from strategies.loading import load
 
     return load(find(args.config), [*args.overrides, *overrides])
 
@@ -80,4 +104,6 @@ def find(config: str) -> Path:
         return CONFIGS / f"{config}.yaml"
     if path.exists() or not re.fullmatch(r"[\w-]+", config):
         return path  # Reading it says what is wrong with it.
-    raise ConfigError([f"{config}: no such file, and no shipped config of that name; there are: {', '.join(shipped())}"])
+    raise ConfigError(
+        [f"{config}: no such file, and no shipped config of that name; there are: {', '.join(shipped())}"]
+    )

@@ -20,7 +20,7 @@ from simulations.data.splits import deal, draw_public, finish, hold_out, scale
 from strategies.experiment import Data
 
 SPLITS = ("train", "validation", "test")
-FACTS = ("name", "kind", "classes", "silo_names", "group_names", "notes", "fingerprint")
+FACTS = ("name", "kind", "classes", "silo_names", "group_names", "feature_names", "class_names", "notes", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Federation:
         silo_names: one per silo.
         group_names: what the numbers in `Examples.groups` mean.
         notes: how words were coded, what standardisation assumed, what was left out; part of every result.
+        feature_names: one per feature, where the data names them; see `client.tables.Table`.
+        class_names: one per class, where the data names them.
         fingerprint: SHA-256 of the source's features and targets, whatever the partition (hexadecimal).
     """
 
@@ -52,6 +54,8 @@ class Federation:
     group_names: tuple[str, ...]
     notes: tuple[str, ...]
     fingerprint: str
+    feature_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,6 +103,8 @@ class Federation:
             group_names=tuple(facts["group_names"]),
             notes=tuple(facts["notes"]),
             fingerprint=facts["fingerprint"],
+            feature_names=tuple(facts["feature_names"]),
+            class_names=tuple(facts["class_names"]),
         )
 
 
@@ -160,6 +166,8 @@ def build(config: Data, *, seed: int, table: Table | None = None) -> Federation:
         group_names=source.group_names,
         notes=tuple(notes),
         fingerprint=fingerprint(source, official),
+        feature_names=source.feature_names,
+        class_names=source.class_names,
     )
 
 

@@ -24,7 +24,8 @@ def shared_folder() -> tempfile.TemporaryDirectory[str]:
 
 def write_instruction(path: Path, instruction: Instruction) -> dict[str, Any]:
     """Writes an instruction's vectors one after the other; returns the JSON that `read_instruction` needs."""
-    layout, at = [], 0
+    layout: list[dict[str, Any]] = []
+    at = 0
     for name, vector in instruction.items():
         layout.append({"name": name, "shape": list(vector.shape), "dtype": str(vector.dtype), "at": at})
         at += vector.numel() * vector.element_size()

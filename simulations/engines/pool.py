@@ -18,15 +18,16 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from client.personal import PersonalStore
 from privacy.mechanism import Mechanism
 from privacy.release import Failure, Partial
 from simulations.data.federation import Federation
 from simulations.engines import setup
 from simulations.engines.exchange import SumSlots, shared_folder, write_instruction
-from client.personal import PersonalStore
 from simulations.engines.wire import mechanisms_to_json
 from strategies.base import Evaluation, Instruction
-from strategies.experiment import Experiment, encode
+from strategies.codec import encode
+from strategies.experiment import Experiment
 
 SLOTS = 2  # Orders in flight per worker: one at work, one waiting, so that no worker idles while the server adds up.
 
@@ -181,22 +182,39 @@ def _start(order: dict[str, Any], slots: range) -> _Worker:
     command = [sys.executable, "-m", "simulations.engines.worker", str(theirs.fileno())]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
     theirs.close()
-    ours.send_bytes(json.dumps(order).encode())
-    return _Worker(process, ours, list(slots))
+    worker = _Worker(process, ours, list(slots))
+    _send(worker, order)
+    return worker
 
 
 def _send_next(worker: _Worker, waiting: list[dict[str, Any]]) -> None:
     if waiting and worker.free:
         order = waiting.pop() | {"slot": worker.free.pop(0)}
+        _send(worker, order)
+
+
+def _send(worker: _Worker, order: dict[str, Any]) -> None:
+    try:
         worker.pipe.send_bytes(json.dumps(order).encode())
+    except OSError:
+        while True:  # The worker is gone; what it still said tells why, and `_receive` raises at the end of its pipe.
+            _receive(worker)
 
 
 def _receive(worker: _Worker) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(worker.pipe.recv_bytes())
     except (EOFError, OSError) as error:
-        code = worker.process.poll()
-        raise WorkerError(f"worker {worker.process.pid} died (exit code {code}); see its message above") from error
+        raise WorkerError(f"worker {worker.process.pid} died ({_end(worker)}); see its message above") from error
     if "error" in answer:
         raise WorkerError(f"worker {worker.process.pid} failed:\n{answer['error']}")
     return answer
+
+
+def _end(worker: _Worker) -> str:
+    """How a worker ended whose pipe is closed; its exit may be a moment behind."""
+    try:
+        code = worker.process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "still running"
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,26 +21,27 @@ from simulations.data.federation import Federation
 from simulations.engines import setup
 from simulations.engines.exchange import SumSlots, read_instruction
 from simulations.engines.wire import mechanisms_from_json
+from strategies.codec import decode
 from strategies.experiment import Experiment
 from strategies.plugins import load_entry_points, load_plugins
-from strategies.schema import decode
 
 
 def main(descriptor: int) -> None:
     """Serves orders until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends the round.
     torch.set_num_threads(1)
-    _watch_parent(os.getppid())
-    pipe = Connection(descriptor)
+    parent, pipe, shared = os.getppid(), Connection(descriptor), None
     try:
         first = json.loads(pipe.recv_bytes())
+        shared = Path(first["folder"])
+        _watch_parent(parent, shared)
         host, slots, instruction = _prepare(first)
         pipe.send_bytes(b"{}")
         while True:
             order = json.loads(pipe.recv_bytes())
             pipe.send_bytes(json.dumps(_serve(host, slots, instruction, order)).encode())
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+        _free(shared)  # The server is done, or was killed and cannot free the memory itself.
     except BaseException:
         pipe.send_bytes(json.dumps({"error": traceback.format_exc()}).encode())
         raise
@@ -78,12 +80,18 @@ def _serve(host: SiloHost, slots: SumSlots, path: Path, order: dict[str, Any]) -
     }
 
 
-def _watch_parent(parent: int) -> None:
+def _free(shared: Path | None) -> None:
+    if shared is not None:
+        shutil.rmtree(shared, ignore_errors=True)
+
+
+def _watch_parent(parent: int, shared: Path) -> None:
     """Ends this process when the parent is gone, also in the middle of a long chunk."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        _free(shared)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

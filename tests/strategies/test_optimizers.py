@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
+from strategies.codec import decode
 from strategies.optimizers import OPTIMIZERS, SGD, Adagrad, Adam, AdamW, Optimizer, Yogi, optimizer
-from strategies.schema import decode
 
 torch.set_num_threads(1)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from strategies.codec import decode
 from strategies.layout import Layout
-from strategies.schema import decode
 from strategies.tasks import TASKS, Chain, Shape, Task, evaluate, initial, task
 from strategies.tasks.cnn import CNN
 from strategies.tasks.dense import MLP, Linear, Logistic

@@ -1,0 +1,62 @@
+# Everything runs from .venv, which is built from pyproject.toml and constraints.txt and rebuilt when one of them changes.
+
+PYTHON ?= python3.11
+JOBS ?= 2
+# For example https://download.pytorch.org/whl/cpu, where the default index offers only a torch with CUDA.
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CARRIERS := mnist5k fashion_mnist shakespeare adult schools
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo test integration mutants bench fmt clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv: $(STAMP)  ## a virtual environment with all that the targets below need
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "confide: building .venv with $(PYTHON)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "confide: installing torch, the one large download"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@echo "confide: installing confide and its tools"
+	@$(PIP) --editable ".[dev]"
+	@touch $@
+
+demo: $(STAMP)  ## a private run in a minute: digits of 400 silos, claimed and measured epsilon
+	$(BIN)/confide run simulations/configs/quickstart.yaml
+
+# One thread for each of the parallel workers: more would only take turns on the same cores.
+test integration mutants: export OMP_NUM_THREADS := 1
+
+test: $(STAMP)  ## format, lint, types, import arrows, then all tests that start no servers
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not integration" $(ARGS)
+
+integration: $(STAMP)  ## tests with real processes, a browser and fetched data; nothing may be skipped
+	@for name in $(CARRIERS); do \
+		echo "confide: fetching $$name unless it is in the cache"; $(BIN)/confide data fetch $$name || exit 1; \
+	done
+	CONFIDE_INTEGRATION=1 $(BIN)/python -m pytest -rs -m "integration or carrier" $(ARGS)
+
+mutants: $(STAMP)  ## break the source on purpose, line by line, and see that tests notice
+	$(BIN)/python tests/mutants.py $(ARGS)
+
+bench: $(STAMP)  ## how fast rounds are, against a plain PyTorch loop
+	$(BIN)/python -m simulations.benchmarks.engine $(ARGS)
+
+fmt: $(STAMP)  ## format the source and mend what the linter can
+	$(BIN)/ruff format --quiet .
+	$(BIN)/ruff check --quiet --fix .
+
+clean:  ## remove caches and build outputs; .venv and runs stay
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

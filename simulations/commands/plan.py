@@ -1,0 +1,125 @@
+"""`confide plan`: what an experiment will ask, add as noise, send and cost, before it runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from simulations.commands import OK, output
+from simulations.commands.shared import config_argument, dataset_argument, format_argument, read, read_rows
+
+if TYPE_CHECKING:
+    from simulations.running import Prepared
+    from strategies.experiment import Experiment
+
+NAME = "plan"
+HELP = "say what an experiment will cost, without running it"
+PERCENT = (1, 10, 25, 50, 100)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    config_argument(parser)
+    dataset_argument(parser)
+    format_argument(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Prints the plan."""
+    experiment = read(args)
+    from simulations.running import prepare
+
+    prepared = prepare(experiment, table=read_rows(args.dataset, experiment))
+    plan = size(experiment, prepared) | privacy(experiment, prepared)
+    print(output.document(plan) if args.format == "json" else describe(plan))
+    return OK
+
+
+def size(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    """Silos, rounds, parameters and bytes."""
+    from privacy import streams
+
+    strategy, start = experiment.strategy, prepared.model.start
+    cohort = prepared.plan.sampler.expected
+    state = strategy.init(start, streams.generator(experiment.seed, "init"))
+    return {
+        "name": experiment.name,
+        "silos": prepared.plan.sampler.population,
+        "expected_cohort": cohort,
+        "rounds": experiment.rounds,
+        "parameters": start.numel(),
+        "bytes_up_per_round": round(4 * cohort * sum(strategy.channels(start.numel()).values())),
+        "bytes_down_per_round": round(4 * cohort * strategy.instruct(state, 1).payload),
+    }
+
+
+def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    """Noise, and epsilon as rounds go by; without privacy only that there is none."""
+    plan, silo = prepared.plan, experiment.privacy.silo
+    if silo is None or plan.noise_multiplier is None:
+        return {"privacy": None}
+    from privacy.accountant import epsilon
+    from privacy.events import Repeated
+    from privacy.mechanism import GaussianSum
+
+    marks = sorted({max(1, round(experiment.rounds * percent / 100)) for percent in PERCENT})
+    brackets = [(mark, epsilon(Repeated(plan.event, mark), silo.delta, neighbours=plan.neighbours)) for mark in marks]
+    canaries = experiment.privacy.audit.canaries * plan.sampler.expected / plan.sampler.population
+    share = next(mechanism for mechanism in plan.mechanisms.values() if isinstance(mechanism, GaussianSum))
+    found = {
+        "noise_multiplier": plan.noise_multiplier,
+        "noise_follows_from_epsilon": silo.epsilon,
+        "clip_norm": silo.clip_norm,
+        "noise_std_of_mean": share.noise_multiplier * silo.clip_norm / (plan.sampler.expected + canaries),
+        "expected_canaries": canaries,
+        "delta": silo.delta,
+        "neighbours": plan.neighbours,
+        "method": brackets[-1][1].method,
+        "note": brackets[-1][1].note,
+        "epsilon": [
+            {"rounds": mark, "lower": output.finite(bracket.lower), "upper": output.finite(bracket.upper)}
+            for mark, bracket in brackets
+        ],
+    }
+    return {"privacy": found | budget(experiment, prepared)}
+
+
+def budget(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    """How many rounds a budget lasts, by the same odometer that the round loop asks."""
+    plan, limit = prepared.plan, experiment.budget
+    if limit is None:
+        return {}
+    from server.odometer import Odometer
+
+    odometer = Odometer(plan.event, plan.neighbours, limit.delta, experiment.rounds, limit.epsilon)
+    within = sum(odometer.affords(charges) for charges in range(1, experiment.rounds + 1))
+    return {"budget": limit.epsilon, "rounds_within_budget": within}
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """The plan in words."""
+    pairs = [
+        ("silos", str(plan["silos"])),
+        ("expected cohort", f"{output.short(plan['expected_cohort'])} silos a round"),
+        ("rounds", str(plan["rounds"])),
+        ("parameters", str(plan["parameters"])),
+        ("bytes", f"{output.size(plan['bytes_up_per_round'])} up and "
+                  f"{output.size(plan['bytes_down_per_round'])} down, expected per round"),
+    ]  # fmt: skip
+    private = plan["privacy"]
+    if private is None:
+        return output.facts([*pairs, ("privacy", "no privacy: epsilon is infinite")])
+    solved = private["noise_follows_from_epsilon"]
+    follows = f", the least that keeps epsilon {output.short(solved)}" if solved is not None else ""
+    pairs += [
+        ("noise multiplier", f"{output.short(private['noise_multiplier'])}{follows}"),
+        ("noise on the mean", f"std {output.short(private['noise_std_of_mean'])} per coordinate"),
+        ("epsilon of", f"{output.RELATIONS[private['neighbours']]}, at delta {output.short(private['delta'])}"),
+    ]
+    if private["note"]:
+        pairs.append(("note", private["note"]))
+    if "budget" in private:
+        lasts = f"{private['rounds_within_budget']} of {plan['rounds']} rounds"
+        pairs.append(("budget", f"epsilon {output.short(private['budget'])} lasts for {lasts}"))
+    lines = [[str(row["rounds"]), output.bracket(row["lower"], row["upper"])] for row in private["epsilon"]]
+    return f"{output.facts(pairs)}\n\n{output.table(['after round', 'epsilon'], lines, left=0)}"

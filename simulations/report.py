@@ -1,0 +1,203 @@
+"""report.html: a run on one page that needs nothing but itself, and can be sent, printed and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simulations.report_html import Html, element, join
+from simulations.report_privacy import claimed_words, measured_words, privacy_section
+from simulations.report_run import ReportError, Run, read_run
+from simulations.report_sections import (
+    TITLES,
+    cut,
+    facts,
+    learning_section,
+    rounds_table,
+    seconds_table,
+    traffic_section,
+)
+from simulations.report_style import CSS
+from simulations.report_words import duration, number, score, size, small
+
+__all__ = ["ReportError", "page", "write_report"]
+
+SHOWN_NOTES = 50
+# The page asks nobody for anything, and a browser holds it to that.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write_report(folder: Path) -> Path:
+    """Writes report.html from result.json, rounds.jsonl and experiment.yaml of a run's folder; returns its path.
+
+    Raises:
+        ReportError: the folder holds no result, or what it holds is not what a run writes.
+        ConfigError: experiment.yaml cannot be read.
+    """
+    from server.checkpoint import atomic_write  # It imports torch, which reading a folder does not need.
+
+    path, text = folder / "report.html", page(read_run(folder))
+    atomic_write(path, text.encode())
+    return path
+
+
+def page(run: Run) -> Html:
+    """The whole page."""
+    title = f"{run.result['name']} · confide"
+    head = element(
+        "head",
+        {},
+        element("meta", {"charset": "utf-8"}),
+        element("meta", {"http-equiv": "Content-Security-Policy", "content": POLICY}),
+        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        element("meta", {"name": "color-scheme", "content": "light dark"}),
+        element("link", {"rel": "icon", "href": "data:,"}),  # Else a browser asks the server for one.
+        element("title", {}, title),
+        element("style", {}, Html(CSS)),
+    )
+    main = element(
+        "main",
+        {},
+        _notes(run),
+        privacy_section(run),
+        learning_section(run),
+        traffic_section(run),
+        _setting(run),
+        _again(run),
+    )
+    return join([Html("<!doctype html>\n"), element("html", {"lang": "en"}, head, _body(run, main)), "\n"])
+
+
+def _body(run: Run, main: Html) -> Html:
+    footer = "Written by confide from result.json, rounds.jsonl and experiment.yaml beside this page."
+    return element("body", {}, _header(run), main, element("footer", {}, footer))
+
+
+def _header(run: Run) -> Html:
+    result = run.result
+    planned = run.experiment.get("rounds", result["rounds"])
+    lede = (
+        f"{result['strategy']} on {result['data']}: {result['silos']:,} silos, {result['rounds']:,} of {planned:,} "
+        f"rounds in {duration(result['seconds'])}, seed {result['seed']}, {result['engine']} engine."
+    )
+    parts = [
+        element("p", {"class": "kind"}, "confide · report of a run"),
+        element("h1", {}, result["name"]),
+        element("p", {"class": "lede"}, lede),
+    ]
+    if result["stopped"]:
+        parts.append(element("p", {"class": "stopped"}, _stopped(result)))
+    return element("header", {}, *parts, _cards(run))
+
+
+def _stopped(result: Mapping[str, Any]) -> str:
+    reason, _, details = cut(result["stopped"], 1000).partition(": ")
+    if reason == "budget":
+        return f"Stopped by its budget: {details}."
+    return f"Stopped early ({cut(result['stopped'], 1000)}); to go on, in this folder: confide run --resume ."
+
+
+def _cards(run: Run) -> Html:
+    sent = run.result["communication"]
+    claimed, measured = claimed_words(run), measured_words(run)
+    ways = f"{size(sent['bytes_up'])} up, {size(sent['bytes_down'])} down, all silos together"
+    cards = [
+        (TITLES[run.metric], score(run.metric, run.metrics[run.metric]), _tested(run)),
+        ("Claimed", *claimed),
+        ("Measured", *measured),
+        ("Sent", size(sent["bytes_up"] + sent["bytes_down"]), ways),
+    ]
+    boxes = (
+        element("div", {}, element("dt", {}, name), element("dd", {}, element("b", {}, value), words))
+        for name, value, words in cards
+    )
+    return element("dl", {"class": "cards"}, *boxes)
+
+
+def _tested(run: Run) -> str:
+    loss = run.metrics["loss"]
+    if loss is None:
+        return "not tested: no public test set"
+    where = "on the public test set" if run.section("data").get("public_test") else "on the silos’ own test rows"
+    return f"{where}, loss {number(loss)}"
+
+
+def _notes(run: Run) -> Html:
+    notes = run.result["notes"]
+    if not notes:
+        return join([])
+    shown = [element("li", {}, cut(_sentence(note), 1000)) for note in notes[:SHOWN_NOTES]]
+    if len(notes) > SHOWN_NOTES:
+        shown.append(element("li", {}, f"{len(notes) - SHOWN_NOTES} more in result.json"))
+    return element("section", {}, element("h2", {}, "Know before you trust"), element("ul", {}, *shown))
+
+
+def _sentence(note: str) -> str:
+    start = note[:1].upper() if note.split(" ")[0].isalpha() else note[:1]  # metrics.privacy stays as it is.
+    return f"{start}{note[1:]}" + ("" if note.endswith(".") else ".")
+
+
+def _setting(run: Run) -> Html:
+    """What ran: the keys a reader asks for first, then the experiment as it was written."""
+    pairs = [(name, _spelt(run.experiment.get(name))) for name in ("strategy", "task")]
+    data = {key: value for key, value in run.section("data").items() if key != "name"}
+    pairs += [("data", f"{run.result['data']} ({_spelt(data)})"), ("silos", f"{run.result['silos']:,}")]
+    pairs += [(name, _spelt(run.experiment.get(name))) for name in ("cohort", "train", "privacy", "budget", "engine")]
+    shown = facts([(name, cut(value, 600)) for name, value in pairs if value])
+    written = element("details", {}, element("summary", {}, "experiment.yaml"), element("pre", {}, cut(run.spelt)))
+    return element("section", {}, element("h2", {}, "What ran"), shown, written, rounds_table(run))
+
+
+def _spelt(value: object) -> str:
+    """A section on one line: `fedavg, server sgd, learning_rate 1.0`; keys without a value are left out."""
+    if not isinstance(value, Mapping):
+        return "" if value is None else f"{value:g}" if isinstance(value, float) and value >= 0.01 else _plain(value)
+    words = []
+    for key, inner in value.items():
+        spelt = _spelt(inner)
+        if spelt:
+            words.append(spelt if key in ("name", "kind") else f"{key} {f'({spelt})' if ', ' in spelt else spelt}")
+    return ", ".join(words)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " × ".join(_spelt(item) for item in value)
+    return small(value) if isinstance(value, float) else str(value)
+
+
+def _again(run: Run) -> Html:
+    """How to get this model again, and how to see that it is this model."""
+    result = run.result
+    told = (
+        "In this folder, the first line trains the same model again, from the same seed and in a new folder. Other "
+        "versions or another processor may round differently. The second line shows whether the model is the one that "
+        "this page is about."
+    )
+    model, ledger = result["model"], result["ledger"]
+    commands = f"confide run experiment.yaml\nsha256sum {model['file']}"
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    rows = facts(
+        [
+            ("model", join([f"{model['file']}, SHA-256 ", _hash(model["sha256"])])),
+            ("ledger", join([f"{ledger['seq']:,} entries, the last one’s hash ", _hash(ledger["hash"])])),
+            ("versions", versions),
+        ]
+    )
+    time = (
+        join([element("h2", {"class": "later"}, "Where the time went"), seconds_table(run)]) if run.rows else join([])
+    )
+    again = element("h2", {}, "Run it again")
+    return join(
+        [
+            element("section", {}, again, element("p", {}, told), element("pre", {}, commands), rows),
+            element("section", {}, time) if time else time,
+        ]
+    )
+
+
+def _hash(digest: str) -> Html:
+    return element("code", {"class": "hash"}, digest)

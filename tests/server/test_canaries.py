@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from scipy import stats
+
+from privacy.audit import direction
+from privacy.mechanism import GaussianSum, Mechanism
+from privacy.release import Collector, Contributions, Failure, Partial
+from server.canaries import CanaryLink
+from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
+from strategies.base import Evaluation, Instruction
+
+torch.set_num_threads(1)
+
+SIZE, SILOS = 50, 6
+MECHANISMS: dict[str, Mechanism] = {"delta": GaussianSum(0.25, 1.0), "other": GaussianSum(2.0, 1.0)}
+SIZES = {"delta": SIZE, "other": 3}
+INSTRUCTION = Instruction(4, {"model": torch.zeros(SIZE)})
+
+
+@dataclass
+class Constant:
+    """Silos that all send the same; chunks come last first."""
+
+    population: int = SILOS
+    trace: list[str] = field(default_factory=list)
+
+    def ask(
+        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+    ) -> Iterator[Partial]:
+        for chunk, silo in reversed(list(enumerate(cohort))):
+            sums = Contributions(mechanisms, SIZES)
+            sums.add({"delta": torch.full((SIZE,), 0.01), "other": torch.ones(3)}, 1.0, [silo])
+            sums.add({"delta": torch.full((SIZE,), float("nan")), "other": torch.ones(3)}, 1.0, [silo])
+            yield sums.partial(chunk, [0.5] if record else [])
+
+    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+        return Evaluation(tuple(silos), (1,) * len(silos), (0.5,) * len(silos), (0.25,) * len(silos))
+
+    def stage(self) -> None:
+        self.trace.append("stage")
+
+    def commit(self, round_: int) -> None:
+        self.trace.append(f"commit {round_}")
+
+    def recover(self, round_: int) -> None:
+        self.trace.append(f"recover {round_}")
+
+    def close(self) -> None:
+        self.trace.append("close")
+
+
+def canary_link(canaries: int, sampler: Sampler | None = None, seed: int = 5) -> CanaryLink:
+    sampler = sampler if sampler is not None else FullCohort(SILOS)
+    return CanaryLink(Constant(), canaries=canaries, sampler=sampler, channel="delta", sizes=SIZES, seed=seed)
+
+
+def collect(link: CanaryLink | Constant, cohort: Sequence[int] = range(SILOS)) -> Collector:
+    collector = Collector(MECHANISMS, SIZES, expected=1.0, population=SILOS)
+    for partial in link.ask(INSTRUCTION, list(cohort), MECHANISMS, record=True):
+        collector.add(partial)
+    return collector
+
+
+@pytest.mark.parametrize("canaries", [1, 10, 65, 200])
+def test_canaries_change_nothing_that_is_counted(canaries: int) -> None:
+    plain, audited = collect(Constant()).tally, collect(canary_link(canaries)).tally
+    assert audited == plain
+    assert (audited.weight, audited.arrived, audited.clipped, audited.payload) == (6.0, 6, 0, 6 * (SIZE + 3))
+    assert audited.failures == [Failure(silo, "update is not finite") for silo in reversed(range(SILOS))][::-1]
+    assert audited.losses == [0.5] * SILOS
+
+
+def test_the_sum_grows_by_the_directions_at_exactly_the_clip_norm() -> None:
+    plain, audited = collect(Constant()).sums, collect(canary_link(70)).sums  # 70: one block of 64 and one of 6.
+    expected = 0.25 * torch.stack([direction(5, canary, SIZE) for canary in range(70)]).sum(0)
+    torch.testing.assert_close(audited["delta"] - plain["delta"], expected, rtol=0, atol=1e-6)
+    assert torch.equal(audited["other"], plain["other"])
+
+
+def test_one_canary_has_the_norm_that_a_silo_may_have() -> None:
+    contribution = collect(canary_link(1), []).sums["delta"]
+    assert float(torch.linalg.vector_norm(contribution)) == pytest.approx(0.25, abs=1e-6)
+    assert float(contribution @ direction(5, 0, SIZE)) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_no_canary_adds_nothing() -> None:
+    plain, audited = collect(Constant()), collect(canary_link(0))
+    assert all(torch.equal(plain.sums[name], audited.sums[name]) for name in SIZES)
+    assert audited.tally == plain.tally
+    assert canary_link(0).expected == 0.0
+
+
+def test_canaries_are_there_when_no_silo_is() -> None:
+    audited = collect(canary_link(3), [])
+    assert audited.tally.arrived == 0
+    assert torch.linalg.vector_norm(audited.sums["delta"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("sampler", "rate"),
+    [(PoissonCohort(0.25, SILOS), 0.25), (FixedCohort(3, SILOS), 0.5), (FullCohort(SILOS), 1.0)],
+)
+def test_canaries_are_drawn_at_the_rate_of_the_silos(sampler: Sampler, rate: float) -> None:
+    link = canary_link(400, sampler)
+    assert link.expected == 400 * rate
+    count = sum(len(link.drawn(round_)) for round_ in range(1, 101))
+    law = stats.binom(40_000, rate)  # False alarm at most 1e-6, over seeds.
+    assert law.cdf(count) > 5e-7
+    assert law.sf(count - 1) > 5e-7
+
+
+def test_a_canary_is_drawn_by_a_coin_of_its_own() -> None:
+    link, sampler = canary_link(400, PoissonCohort(0.5, 400)), PoissonCohort(0.5, 400)
+    drawn, again = link.drawn(1), link.drawn(2)
+    assert drawn == link.drawn(1) == sorted(set(drawn))
+    assert drawn != again
+    assert drawn != sampler.draw(5, 1)  # Else canary k would be in exactly the rounds of silo k.
+    assert canary_link(401, PoissonCohort(0.5, 400)).drawn(1)[: len(drawn)] == drawn
+
+
+def test_the_rest_passes_on() -> None:
+    link = canary_link(2)
+    assert isinstance(link.link, Constant)
+    assert link.population == SILOS
+    assert link.evaluate(INSTRUCTION, [1, 2]) == link.link.evaluate(INSTRUCTION, [1, 2])
+    link.stage()
+    link.commit(3)
+    link.recover(2)
+    link.close()
+    assert link.link.trace == ["stage", "commit 3", "recover 2", "close"]
