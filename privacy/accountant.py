@@ -23,7 +23,7 @@ __all__ = ["Bracket", "Neighbours", "Spend", "Unpriceable", "epsilon", "epsilon_
 MEANINGLESS = 50.0  # At epsilon 50 an attacker's odds may change by e^50.
 _REPLACE_MEANINGLESS = 4 * MEANINGLESS  # The Renyi bound for replaced units passes through absence and is this loose.
 _LEAST_NOISE = 1e-6  # Epsilon is beyond 1e11 there; the formulas overflow further down.
-_CURVE_POINTS = 16
+_CURVE_POINTS = 20
 _TOLERANCE = 1e-3
 _NOISE_RANGE = (1e-3, 1e6)
 
@@ -110,7 +110,9 @@ def _tight_points(event: Event, rounds: int, delta: float, neighbours: Neighbour
     """A few counts below `rounds`, and upper bounds there from one coarse grid: valid, in a third of the time."""
     from privacy import pld, rdp
 
-    for count in sorted({round(rounds ** (point / _CURVE_POINTS)) for point in range(_CURVE_POINTS)}):
+    even = {-(-rounds * point // _CURVE_POINTS) for point in range(1, _CURVE_POINTS)}
+    early = {1 << power for power in range((rounds // _CURVE_POINTS).bit_length())}  # Epsilon rises fastest at first.
+    for count in sorted(even | early):
         parts = upper_parts(history_of(Repeated(event, count)), neighbours)
         if _tight(parts, delta, rdp.epsilon(parts, delta)):
             yield count, pld.upper_at(parts, delta, pld.first_step(parts))

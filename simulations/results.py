@@ -96,6 +96,7 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
     measured = None
     if canaries and bool(change.any()):
         measured = asdict(measure(change, seed=active.experiment.seed, canaries=canaries, delta=silo.delta))
+        measured |= {name: _number(measured[name]) for name in ("epsilon", "lower", "upper")}
     return {"silo": claimed, "example": None, "measured": measured}
 
 

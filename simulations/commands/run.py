@@ -115,6 +115,9 @@ def _many(args: argparse.Namespace, experiment: Experiment, folder: Path, seeds:
         ended = INTERRUPTED if outcome is None else _ended(outcome)
         code = max(code, ended)
         if ended == INTERRUPTED:
+            left = ",".join(map(str, seeds[seeds.index(seed) + 1 :]))
+            if left:
+                print(f"confide: seeds that did not start: --seeds {left}", file=sys.stderr)
             break
     results = [outcome.result for outcome in outcomes]
     if args.format == "json":

@@ -70,7 +70,7 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
 
 def _failures(updates: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if updates["failed"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in updates["reasons"].items())
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in updates["reasons"].items())
         yield "failed updates", f"{updates['failed']} of {updates['arrived'] + updates['failed']}: {reasons}"
 
 

@@ -61,7 +61,7 @@ def test_json_alone_is_on_stdout_and_progress_on_stderr(tmp_path):
 @pytest.mark.integration
 def test_the_default_folder_and_a_second_run(tmp_path):
     for _ in range(2):
-        code, out, err = confide(tmp_path, "run", "quickstart", "--set", "rounds=1", "--quiet")
+        code, _, err = confide(tmp_path, "run", "quickstart", "--set", "rounds=1", "--quiet")
         assert (code, err) == (0, "")
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 2
@@ -122,7 +122,7 @@ def test_a_second_signal_aborts_and_the_run_can_still_go_on(tmp_path):
     assert process.stderr.readline() == "\n"
     assert process.stderr.readline().startswith("confide: stopping after the round in flight")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=TIMEOUT_S)
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130
     assert err == "confide: aborted; go on with: confide run --resume run\n"
     assert not (tmp_path / "run" / "result.json").exists()
@@ -145,7 +145,7 @@ def test_two_processes_cannot_have_one_folder(tmp_path):
 @pytest.mark.integration
 def test_engines_give_the_same_model(tmp_path):
     hashes = set()
-    for name, engine in (("a", ["local"]), ("b", ["pool", "--workers", "1"]), ("c", ["pool", "--workers", "3"])):
+    for name, engine in (("a", ["local"]), ("b", ["pool", "--workers", "3"])):
         argv = ["--set", "rounds=3", "--engine", *engine, "--out", name, "--format", "json", "--quiet"]
         code, out, _ = confide(tmp_path, "run", "quickstart", *argv)
         assert code == 0

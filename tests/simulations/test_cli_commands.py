@@ -65,7 +65,7 @@ def test_without_privacy_epsilon_is_infinite(capsys, tmp_path):
 def test_updates_that_failed_are_said(capsys, tmp_path):
     argv = ["--quiet", "--set", "rounds=2", "--set", "train.learning_rate=1e30", "--out", tmp_path / "run"]
     text = said(capsys, "run", "mlp_dirichlet", *argv)
-    assert "failed updates   20 of 20: 20 not finite" in text
+    assert "failed updates   20 of 20: update is not finite (20)" in text
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(capsys, tmp_path, folder):
