@@ -57,6 +57,7 @@ class Training:
         neighbours: the relation that epsilon is for.
         delta: of the reported epsilon; None without privacy.
         budget: epsilon that no round may pass, at the same delta.
+        before: what was released, and charged, before round 1.
         record: bring back private numbers (training loss, clip fraction).
         every: evaluate every so many rounds, and after the last.
         evaluate: public evaluation of a model, or None.
@@ -73,6 +74,7 @@ class Training:
     neighbours: Neighbours
     delta: float | None
     budget: float | None
+    before: tuple[Event, ...]
     record: bool
     every: int
     evaluate: Callable[[Tensor], Mapping[str, float]] | None
@@ -145,7 +147,9 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
 
 def _continues(training: Training, checkpoint: Checkpoint | None, store: RunStore, ledger: Ledger) -> None:
     """Refuses to go on with what another run left, before anything is changed."""
-    if any(event != training.event for event in ledger.spent(UNIT)):  # Also before the first checkpoint.
+    if any(
+        event not in (training.event, *training.before) for event in ledger.spent(UNIT)
+    ):  # Also before the first checkpoint.
         raise StoreError(f"{store.folder}: cannot go on, since the price of a round changed after it was started")
     if checkpoint is None:
         return
@@ -170,10 +174,12 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         Diverged: when the model is no longer finite.
     """
     done, state = resume(training, link, store, ledger)
-    odometer = Odometer(training.event, training.neighbours, training.delta, training.rounds, training.budget)
+    odometer = Odometer(
+        training.event, training.neighbours, training.delta, training.rounds, training.budget, training.before
+    )
     phases = Phases()
     for round_ in range(done + 1, training.rounds + 1):
-        charges = ledger.charges(UNIT)
+        charges = ledger.charges(UNIT) - len(training.before)
         _afford(training, odometer, charges + 1, round_)
         phases.begin()
         entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)

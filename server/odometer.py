@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from privacy.accountant import Neighbours, epsilon, epsilon_curve
-from privacy.events import Event, NonPrivate, Repeated
+from privacy.accountant import Neighbours, Spend, epsilon, epsilon_curve
+from privacy.events import Composed, Event, NonPrivate, Repeated
 
 
 @dataclass
@@ -18,6 +18,7 @@ class Odometer:
         delta: of epsilon; None without privacy.
         rounds: of the whole run.
         budget: epsilon that no round may pass, or None.
+        before: what was released before round 1.
         curve: upper epsilon after 1, 2, ... charges, once it was asked for.
     """
 
@@ -26,12 +27,15 @@ class Odometer:
     delta: float | None
     rounds: int
     budget: float | None = None
+    before: tuple[Event, ...] = ()
     curve: list[float] = field(default_factory=list)
 
     def after(self, charges: int) -> float | None:
         """Upper epsilon after `charges` rounds; None without privacy."""
         if self.delta is None or isinstance(self.event, NonPrivate):
             return None
+        if self.before:  # The curve is of equal rounds; a history with something before them is priced as it grows.
+            return self._price(charges, self.delta) if charges >= self.rounds else self._grown(charges, self.delta)
         if not self.curve:
             self.curve = epsilon_curve(self.event, self._horizon(self.delta), self.delta, neighbours=self.neighbours)
         if charges <= len(self.curve):
@@ -60,4 +64,12 @@ class Odometer:
         return max(within, 1)
 
     def _price(self, charges: int, delta: float) -> float:
-        return epsilon(Repeated(self.event, charges), delta, neighbours=self.neighbours).upper
+        history = Composed((*self.before, Repeated(self.event, charges)))
+        return epsilon(history, delta, neighbours=self.neighbours).upper
+
+    def _grown(self, charges: int, delta: float) -> float:
+        spend = Spend(delta, self.neighbours)
+        for event in self.before:
+            spend.add(event)
+        spend.add(self.event, charges)
+        return spend.upper()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from privacy.accountant import Bracket, Neighbours, epsilon, noise_multiplier_for
 from privacy.events import Composed, Event, Gaussian, NonPrivate, Repeated
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism, joint_event
 from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
+from simulations import standardization
 from strategies.experiment import Cohort, Experiment
 from strategies.schema import ConfigError
+from strategies.standardize import Private
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Plan:
         neighbours: the relation that epsilon is for.
         delta: of epsilon; None without privacy.
         event: what one round costs a silo.
+        before: what is released before round 1 (moments to standardise with).
         cost: epsilon of all rounds; None without privacy.
     """
 
@@ -33,7 +36,12 @@ class Plan:
     neighbours: Neighbours
     delta: float | None
     event: Event
+    before: tuple[Event, ...]
     cost: Bracket | None
+
+    def after(self, rounds: int) -> Event:
+        """All that is released up to the end of a round."""
+        return Composed((*self.before, Repeated(self.event, rounds)))
 
 
 def make_sampler(cohort: Cohort, population: int) -> Sampler:
@@ -61,15 +69,27 @@ def plan(experiment: Experiment, population: int) -> Plan:
     silo = experiment.privacy.silo
     if silo is None:
         exact: dict[str, Mechanism] = {name: ExactSum() for name in channels}
-        return Plan(sampler, exact, None, "add_remove", None, NonPrivate("no privacy.silo"), None)
+        return Plan(sampler, exact, None, "add_remove", None, NonPrivate("no privacy.silo"), (), None)
     if not silo.allow_large_delta and not silo.delta * population < 1:
         limit = f"1 / silos = {1 / population:.4g}"
         raise ConfigError(
             [f"privacy.silo.delta: must be < {limit}, got {silo.delta}; lower it, or set allow_large_delta: true"]
         )
 
+    standardize = experiment.data.standardize
+    before = (standardization.cost(standardize),) if isinstance(standardize, Private) else ()
+    if experiment.budget is not None:  # Nothing is released that the budget cannot pay.
+        alone = epsilon(Composed(before), silo.delta, neighbours=silo.neighbours).upper
+        if alone > experiment.budget.epsilon:
+            raise ConfigError(
+                [
+                    f"budget.epsilon: {experiment.budget.epsilon} is less than the {alone:.4g} that data.standardize "
+                    "costs alone; raise it, or the noise_multiplier there"
+                ]
+            )
+
     def schedule(noise: float) -> Event:
-        return Repeated(sampler.event(Gaussian(noise)), experiment.rounds)
+        return Composed((*before, Repeated(sampler.event(Gaussian(noise)), experiment.rounds)))
 
     noise = silo.noise_multiplier
     if noise is None:
@@ -80,5 +100,5 @@ def plan(experiment: Experiment, population: int) -> Plan:
     mechanisms: dict[str, Mechanism] = dict.fromkeys(channels, share)
     inner = NonPrivate("single updates are seen") if experiment.strategy.reveals else joint_event(mechanisms)
     event = inner if isinstance(inner, NonPrivate) else sampler.event(inner)
-    cost = epsilon(Composed((Repeated(event, experiment.rounds),)), silo.delta, neighbours=silo.neighbours)
-    return Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, cost)
+    unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None)
+    return replace(unpriced, cost=epsilon(unpriced.after(experiment.rounds), silo.delta, neighbours=silo.neighbours))

@@ -22,6 +22,7 @@ from client.files import read_grid, require_file
 from client.tables import floats
 from strategies.experiment import Experiment
 from strategies.loading import load
+from strategies.standardize import Constants
 from strategies.tasks import Shape
 
 BATCH = 1024
@@ -37,6 +38,7 @@ class Predictor:
         shape: what it takes and gives.
         feature_names: one per feature, where the run's own file named them.
         class_names: one per class, where the data named them.
+        released: the constants of a private standardisation, or None.
     """
 
     experiment: Experiment
@@ -44,6 +46,7 @@ class Predictor:
     shape: Shape
     feature_names: tuple[str, ...]
     class_names: tuple[str, ...]
+    released: Constants | None
 
     @classmethod
     def load(cls, folder: Path, result: Mapping[str, Any]) -> Predictor:
@@ -71,7 +74,9 @@ class Predictor:
             raise DataError(f"{path}: does not fit task {experiment.task.name} ({line[:200]})") from error
         # Sources by name code their own columns, so only a user's file can be matched by its names.
         named = facts["feature_names"] if experiment.data.path is not None else ()
-        return cls(experiment, module.eval(), shape, tuple(named), tuple(facts["class_names"]))
+        found = result["standardize"]
+        released = None if found is None else Constants(mean=tuple(found["mean"]), std=tuple(found["std"]))
+        return cls(experiment, module.eval(), shape, tuple(named), tuple(facts["class_names"]), released)
 
     @property
     def sequences(self) -> bool:
@@ -132,7 +137,8 @@ class Predictor:
 
     def _standardized(self, features: Tensor) -> Tensor:
         try:
-            return self.experiment.data.standardize.apply(features, reference=features)
+            bounded = self.experiment.data.standardize.apply(features, reference=features)
+            return bounded if self.released is None else self.released.apply(bounded, reference=bounded)
         except ValueError as error:
             raise DataError(f"data.{error}") from error
 

@@ -45,6 +45,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "communication": _communication(rows, predictor.numel()),
         "model": _model(active, predictor),
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
+        "standardize": None if active.released is None else asdict(active.released),
         "versions": _versions(),
         "stopped": active.stopped,
         "silos": len(active.federation.train),

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import yaml
 
 from client.tables import Table
 from privacy.ledger import Ledger
@@ -19,7 +18,7 @@ from server.canaries import CanaryLink
 from server.link import Link
 from server.loop import BudgetSpent, RoundResult, Training
 from server.store import RunStore
-from simulations import planning, results
+from simulations import planning, results, standardization
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from simulations.engines.local import LocalLink
@@ -29,7 +28,9 @@ from strategies.codec import encode
 from strategies.experiment import Experiment, digest
 from strategies.loading import load
 from strategies.schema import ConfigError
+from strategies.standardize import Constants, Private
 from strategies.tasks import evaluate
+from strategies.yaml_text import yaml_of
 
 INTERRUPTED = "interrupted"
 
@@ -114,12 +115,15 @@ class ActiveRun:
             raise
         try:
             if not resume:
-                self.store.begin(yaml.safe_dump(encode(experiment), sort_keys=False, allow_unicode=True))
+                self.store.begin(yaml_of(encode(experiment)))
             self.ledger = Ledger(self.store.ledger, run=experiment.name, dataset=self.federation.fingerprint)
         except BaseException:
             self._release()
             raise
+        self.released: Constants | None = None
+        """What features were standardised with, where that was released by the silos."""
         try:
+            self._standardize()
             self.link = self._link(plugins)
             self.training = self._training()
         except BaseException:
@@ -149,6 +153,18 @@ class ActiveRun:
     def _release(self) -> None:
         self.store.close()
         torch.set_num_threads(self._threads)
+
+    def _standardize(self) -> None:
+        standardize = self.experiment.data.standardize
+        if isinstance(standardize, Private):
+            self.federation, self.released = standardization.standardized(
+                self.federation,
+                standardize,
+                self.ledger,
+                seed=self.experiment.seed,
+                unit=loop.UNIT,
+                neighbours=self.plan.neighbours,
+            )
 
     def _link(self, plugins: Sequence[str]) -> Link:
         experiment = self.experiment
@@ -184,6 +200,7 @@ class ActiveRun:
             neighbours=plan.neighbours,
             delta=plan.delta,
             budget=experiment.budget.epsilon if experiment.budget is not None else None,
+            before=plan.before,
             record=self.records,
             every=experiment.metrics.every,
             evaluate=self._public_evaluation(),

@@ -100,6 +100,11 @@ def _budget_rules(budget: Budget | None, privacy: Privacy) -> Iterator[str]:
         yield f"budget.delta: must equal privacy.silo.delta = {spell(privacy.silo.delta)}, got {spell(budget.delta)}"
 
 
+def _standardize_rules(data: Data, privacy: Privacy) -> Iterator[str]:
+    if data.standardize.name == "private" and privacy.silo is None:
+        yield "data.standardize: private spends privacy.silo, which is missing; add it, or use own or constants"
+
+
 def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
     yield from strategy.problems(private=privacy.silo is not None)
 
@@ -116,6 +121,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("cohort", "data"), _size_rules),
     (("train",), _train_rules),
     (("strategy", "privacy"), _strategy_rules),
+    (("data", "privacy"), _standardize_rules),
     (("privacy",), _privacy_rules),
     (("cohort", "privacy"), _sampling_rules),
     (("privacy", "data"), _delta_rules),

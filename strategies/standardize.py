@@ -1,6 +1,6 @@
-"""Standardisation of features: with public constants, with each silo's own rows, or not at all.
+"""Standardisation of features: with public constants, each silo's own rows, released moments, or not at all.
 
-Statistics over all silos' rows would be a release that nobody prices, so that choice is not offered.
+Statistics over all silos' rows are a release like any other: `private` clips, noises and prices them.
 """
 
 from __future__ import annotations
@@ -100,6 +100,30 @@ class OwnSilo(Standardize):
         mean, std = rows.mean(dims, keepdim=True), rows.std(dims, correction=0, keepdim=True)
         varies = std > 1e-7 * rows.abs().amax(dims, keepdim=True)  # Less is the rounding of a float32 constant.
         return ((features - mean) / std.where(varies, 1.0)).to(features.dtype)
+
+
+@standardization("private")
+@dataclass(frozen=True)
+class Private(Standardize):
+    """(features - mean) / std with moments that all silos release once, before round 1, with noise and at a price."""
+
+    note: ClassVar[str | None] = (
+        "features clipped to public bounds and standardised with privately released moments, charged as round 0"
+    )
+    low: tuple[float, ...] = key(help="public lower bound, one number or one per feature (images: per channel)")
+    high: tuple[float, ...] = key(help="public upper bound, likewise")
+    noise_multiplier: float = key(above=0, help="noise std / sensitivity of the released moments")
+
+    def __post_init__(self) -> None:
+        for name, values in (("low", self.low), ("high", self.high)):
+            if not values or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} must be one or more finite numbers, got {values!r}")
+        if len(self.low) != len(self.high) or not all(low < high for low, high in zip(self.low, self.high)):
+            raise ValueError(f"low must be below high, one for one, got {self.low!r} and {self.high!r}")
+
+    def apply(self, features: Tensor, *, reference: Tensor) -> Tensor:
+        """Features within the bounds; the released moments scale them once the run has paid for them."""
+        return features.clamp(spread("low", self.low, features), spread("high", self.high, features))
 
 
 def spread(name: str, values: tuple[float, ...], features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""YAML in, with the parts of the language refused that an experiment has no use for."""
+"""YAML in, with the parts of the language refused that an experiment has no use for; and out, for `read_yaml`."""
 
 from __future__ import annotations
 
@@ -100,6 +100,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(root, dict):
         raise ConfigError([f"{where}: expected keys and values (key: value), found {found(root)}"])
     return root
+
+
+def yaml_of(mapping: Mapping[str, Any]) -> str:
+    """Plain keys and values as YAML that `read_yaml` reads back, in their order."""
+    text: str = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True)
+    if "\x85" in text:  # PyYAML writes this line break as it is, and then reads it as a space.
+        text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=False)
+    return text
 
 
 def override(mapping: Mapping[str, Any], assignment: str) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def measure(workload: Workload, *, rounds: int, workers: Sequence[int]) -> dict[
                 call()
                 if number:
                     times[name].append(time.perf_counter() - before)
-            owner: Any = getattr(calls["local"], "__self__")
+            owner: Any = calls["local"].__self__
             if number > 1:
                 rows.append(dict(owner.last.row["seconds"]))
     loops = {name: values for name, values in times.items() if name.startswith("loop")}

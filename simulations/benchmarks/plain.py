@@ -67,8 +67,8 @@ class PlainLoop:
         rows = self.shards.silo(silo)
         optimizer = torch.optim.SGD(self.module.parameters(), lr=self.learning_rate)
         self.module.train()
-        for batch in torch.randperm(len(rows)).split(self.batch):
+        for batch in torch.split(torch.randperm(len(rows)), self.batch):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(self.module(rows.features[batch]), rows.targets[batch])
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()

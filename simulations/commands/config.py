@@ -33,12 +33,11 @@ def execute(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     """Prints the resolved experiment: a file that runs as it is."""
-    import yaml
-
     experiment = read(args)
     from strategies.codec import encode
+    from strategies.yaml_text import yaml_of
 
-    print(yaml.safe_dump(encode(experiment), sort_keys=False, allow_unicode=True), end="")
+    print(yaml_of(encode(experiment)), end="")
     return OK
 
 

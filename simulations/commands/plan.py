@@ -59,11 +59,10 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     if silo is None or plan.noise_multiplier is None:
         return {"privacy": None}
     from privacy.accountant import epsilon
-    from privacy.events import Repeated
     from privacy.mechanism import GaussianSum
 
     marks = sorted({max(1, round(experiment.rounds * percent / 100)) for percent in PERCENT})
-    brackets = [(mark, epsilon(Repeated(plan.event, mark), silo.delta, neighbours=plan.neighbours)) for mark in marks]
+    brackets = [(mark, epsilon(plan.after(mark), silo.delta, neighbours=plan.neighbours)) for mark in marks]
     canaries = experiment.privacy.audit.canaries * plan.sampler.expected / plan.sampler.population
     share = next(mechanism for mechanism in plan.mechanisms.values() if isinstance(mechanism, GaussianSum))
     found = {
@@ -91,7 +90,7 @@ def budget(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         return {}
     from server.odometer import Odometer
 
-    odometer = Odometer(plan.event, plan.neighbours, limit.delta, experiment.rounds, limit.epsilon)
+    odometer = Odometer(plan.event, plan.neighbours, limit.delta, experiment.rounds, limit.epsilon, plan.before)
     within = sum(odometer.affords(charges) for charges in range(1, experiment.rounds + 1))
     return {"budget": limit.epsilon, "rounds_within_budget": within}
 

@@ -1,4 +1,4 @@
-"""Releases: what one silo can move, what is refused, what a mean divides by, and that the order of arrival is nothing."""
+"""Releases: what one silo can move, what is refused, what a mean divides by; the order of arrival is nothing."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from strategies.codec import decode, decode_parts, encode
 from strategies.schema import ConfigError, key
-from strategies.yaml_text import override, read_yaml
+from strategies.yaml_text import override, read_yaml, yaml_of
 
 
 @dataclass(frozen=True)
@@ -272,9 +272,11 @@ def test_decode_inverts_encode(config: Config) -> None:
 
 
 @given(configs)
+@example(Config(rounds=1, train=Train(note="a\x85b")))
+@example(Config(rounds=1, train=Train(note="off", tags=("no", "1e5", "12:30", "null", "~", "=", "<<", ""))))
 def test_an_encoded_config_survives_a_file(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:
     path = tmp_path_factory.getbasetemp() / "config.yaml"
-    path.write_text(yaml.safe_dump(encode(config), allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml_of(encode(config)), encoding="utf-8")
     assert decode(Config, read_yaml(path)) == config
 
 

@@ -8,8 +8,8 @@ from strategies.standardize import STANDARDIZE, Constants, OwnSilo, Unchanged
 torch.set_num_threads(1)
 
 
-def test_registry_offers_no_statistics_over_silos() -> None:
-    assert sorted(STANDARDIZE) == ["constants", "none", "own"]
+def test_registry_offers_no_unpriced_statistics_over_silos() -> None:
+    assert sorted(STANDARDIZE) == ["constants", "none", "own", "private"]
 
 
 def test_none_changes_nothing() -> None:
