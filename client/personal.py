@@ -112,7 +112,7 @@ class PersonalRows(MutableMapping[str, Tensor]):
         expected = (len(self._silos), self._store.sizes[name])
         if tuple(value.shape) != (expected if self._stacked else expected[1:]):  # Never broadcast.
             raise ValueError(f"personal vector {name!r} has shape {tuple(value.shape)} where {expected} was declared")
-        self._store.staged[name][self._silos] = value.numpy().reshape(len(self._silos), -1)
+        self._store.staged[name][self._silos] = value.numpy().reshape(expected)
         self._store.marks[name][self._silos] = 1
 
     def __delitem__(self, name: str) -> None:

@@ -69,7 +69,7 @@ class SingleTrainer:
     def _step(self, momentum: Tensor | None, correct: Correction | None) -> None:
         gradient = self.gradient
         if self.train.weight_decay:
-            gradient = gradient + self.train.weight_decay * self.weights
+            gradient = gradient.add(self.weights, alpha=self.train.weight_decay)
         if correct is not None:
             gradient = correct(self.weights, gradient)
         if momentum is not None:

@@ -147,9 +147,8 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
 
 def _continues(training: Training, checkpoint: Checkpoint | None, store: RunStore, ledger: Ledger) -> None:
     """Refuses to go on with what another run left, before anything is changed."""
-    if any(
-        event not in (training.event, *training.before) for event in ledger.spent(UNIT)
-    ):  # Also before the first checkpoint.
+    priced = {training.event, *training.before}
+    if not priced.issuperset(ledger.spent(UNIT)):  # Also before the first checkpoint.
         raise StoreError(f"{store.folder}: cannot go on, since the price of a round changed after it was started")
     if checkpoint is None:
         return

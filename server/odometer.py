@@ -19,7 +19,8 @@ class Odometer:
         rounds: of the whole run.
         budget: epsilon that no round may pass, or None.
         before: what was released before round 1.
-        curve: upper epsilon after 1, 2, ... charges, once it was asked for.
+        end: the last round that the budget affords, once it was asked for.
+        curve: upper epsilon after 1, 2, ... charges, likewise.
     """
 
     event: Event
@@ -28,19 +29,21 @@ class Odometer:
     rounds: int
     budget: float | None = None
     before: tuple[Event, ...] = ()
+    end: int = 0
     curve: list[float] = field(default_factory=list)
 
     def after(self, charges: int) -> float | None:
-        """Upper epsilon after `charges` rounds; None without privacy."""
+        """Upper epsilon after `charges` rounds, never falling; None without privacy."""
         if self.delta is None or isinstance(self.event, NonPrivate):
             return None
+        self.end = self.end or self._horizon(self.delta)
+        if charges >= self.end:
+            return self._price(charges, self.delta)
         if self.before:  # The curve is of equal rounds; a history with something before them is priced as it grows.
-            return self._price(charges, self.delta) if charges >= self.rounds else self._grown(charges, self.delta)
+            return min(self._grown(charges, self.delta), self._price(self.end, self.delta))
         if not self.curve:
-            self.curve = epsilon_curve(self.event, self._horizon(self.delta), self.delta, neighbours=self.neighbours)
-        if charges <= len(self.curve):
-            return self.curve[charges - 1] if charges else 0.0
-        return self._price(charges, self.delta)
+            self.curve = epsilon_curve(self.event, self.end, self.delta, neighbours=self.neighbours)
+        return self.curve[charges - 1] if charges else 0.0
 
     def affords(self, charges: int) -> bool:
         """Whether `charges` rounds keep the budget; nothing without a price does."""
@@ -52,8 +55,7 @@ class Odometer:
     def _horizon(self, delta: float) -> int:
         """The last round that the budget affords.
 
-        The curve is tight at its end and loose before it: drawn to the end of the run, it would pass the budget up to
-        a fifth too early.
+        Bounds are tight there and loose before it: drawn to the end of the run, they would pass the budget too early.
         """
         if self.budget is None or self._price(self.rounds, delta) <= self.budget:
             return self.rounds

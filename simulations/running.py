@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -100,36 +101,25 @@ class ActiveRun:
     ) -> None:
         self.experiment, self.folder = experiment, folder
         usable(folder, resume=resume)
-        self._threads = torch.get_num_threads()
-        try:
+        with ExitStack() as opened:
             # One thread per process: on a small machine more only get in each other's way, and the bits of a sum
             # would depend on their number.
+            opened.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
             # Everything that a config can get wrong comes before the folder: a refused run leaves nothing behind.
             prepared = prepare(experiment, table=table)
             self.federation, self.plan, self.model = prepared.federation, prepared.plan, prepared.model
             require_room(folder, self.model.start.numel())
-            self.store = RunStore(folder, resume=resume)
-        except BaseException:
-            torch.set_num_threads(self._threads)
-            raise
-        try:
+            self.store = opened.enter_context(closing(RunStore(folder, resume=resume)))
             if not resume:
                 self.store.begin(yaml_of(encode(experiment)))
-            self.ledger = Ledger(self.store.ledger, run=experiment.name, dataset=self.federation.fingerprint)
-        except BaseException:
-            self._release()
-            raise
-        self.released: Constants | None = None
-        """What features were standardised with, where that was released by the silos."""
-        try:
-            self._standardize()
-            self.link = self._link(plugins)
+            ledger = Ledger(self.store.ledger, run=experiment.name, dataset=self.federation.fingerprint)
+            self.ledger = opened.enter_context(closing(ledger))
+            self.released = self._standardize()
+            """What features were standardised with, where the silos released it."""
+            self.link = opened.enter_context(closing(self._link(plugins)))
             self.training = self._training()
-        except BaseException:
-            self.ledger.close()
-            self._release()
-            raise
+            self._opened = opened.pop_all()
         self.stopped: str | None = None
         """Why the run ended before its last round: `budget: ...` or `interrupted`."""
 
@@ -139,9 +129,7 @@ class ActiveRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.link.close()
-        self.ledger.close()
-        self._release()
+        self._opened.close()
 
     def __iter__(self) -> Iterator[RoundResult]:
         return loop.run(self.training, self.link, self.store, self.ledger)
@@ -150,21 +138,19 @@ class ActiveRun:
         """Writes model, result.json and report.html from the last committed round."""
         return Outcome(self.folder, results.finish(self))
 
-    def _release(self) -> None:
-        self.store.close()
-        torch.set_num_threads(self._threads)
-
-    def _standardize(self) -> None:
+    def _standardize(self) -> Constants | None:
         standardize = self.experiment.data.standardize
-        if isinstance(standardize, Private):
-            self.federation, self.released = standardization.standardized(
-                self.federation,
-                standardize,
-                self.ledger,
-                seed=self.experiment.seed,
-                unit=loop.UNIT,
-                neighbours=self.plan.neighbours,
-            )
+        if not isinstance(standardize, Private):
+            return None
+        self.federation, constants = standardization.standardized(
+            self.federation,
+            standardize,
+            self.ledger,
+            seed=self.experiment.seed,
+            unit=loop.UNIT,
+            neighbours=self.plan.neighbours,
+        )
+        return constants
 
     def _link(self, plugins: Sequence[str]) -> Link:
         experiment = self.experiment

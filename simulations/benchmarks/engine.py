@@ -97,7 +97,7 @@ class Contestant:
     """A live engine that runs a round at a call and asserts that it really did."""
 
     def __init__(self, workload: Workload, active: ActiveRun) -> None:
-        self.silos, self.rounds = workload.silos, iter(active)
+        self.active, self.silos, self.rounds = active, workload.silos, iter(active)
         self.last: RoundResult | None = None
 
     def round(self) -> int:
@@ -109,8 +109,8 @@ class Contestant:
         return self.silos
 
 
-def contestants(workload: Workload, stack: ExitStack, workers: Sequence[int]) -> dict[str, Callable[[], int]]:
-    """The loop at one and at all threads, the local engine, and pools."""
+def engines_of(workload: Workload, stack: ExitStack, workers: Sequence[int]) -> dict[str, Contestant]:
+    """The local engine, and pools."""
     table, runs = workload.table(), {}
     engines: dict[str, dict[str, Any]] = {"local": {"kind": "local"}}
     engines |= {f"pool {count}": {"kind": "pool", "workers": count} for count in workers}
@@ -118,10 +118,14 @@ def contestants(workload: Workload, stack: ExitStack, workers: Sequence[int]) ->
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
         active = stack.enter_context(ActiveRun(workload.experiment(engine), folder, table=table))
         runs[name] = Contestant(workload, active)
-        shards, shape, task = active.federation.train, active.model.shape, active.experiment.task
-    calls: dict[str, Callable[[], int]] = {}
-    for threads in sorted({1, os.cpu_count() or 1}):
-        calls[f"loop, {threads} threads"] = PlainLoop(
+    return runs
+
+
+def loops_of(workload: Workload, active: ActiveRun) -> dict[str, PlainLoop]:
+    """The plain loop over the same silos, at one and at all threads."""
+    task, shape, shards = active.experiment.task, active.model.shape, active.federation.train
+    return {
+        f"loop, {threads} threads": PlainLoop(
             task,
             shape,
             shards,
@@ -130,14 +134,17 @@ def contestants(workload: Workload, stack: ExitStack, workers: Sequence[int]) ->
             clip_norm=CLIP_NORM,
             noise_multiplier=NOISE_MULTIPLIER,
             threads=threads,
-        ).round
-    return calls | {name: run.round for name, run in runs.items()}
+        )
+        for threads in sorted({1, os.cpu_count() or 1})
+    }
 
 
 def measure(workload: Workload, *, rounds: int, workers: Sequence[int]) -> dict[str, Any]:
     """Times rounds in turn after one warm-up each; medians in seconds, ratios paired."""
     with ExitStack() as stack:
-        calls = contestants(workload, stack, workers)
+        runs = engines_of(workload, stack, workers)
+        loops = loops_of(workload, runs["local"].active)
+        calls: dict[str, Callable[[], int]] = {name: contestant.round for name, contestant in (loops | runs).items()}
         times: dict[str, list[float]] = {name: [] for name in calls}
         rows: list[dict[str, float]] = []
         for number in range(rounds + 1):
@@ -146,11 +153,10 @@ def measure(workload: Workload, *, rounds: int, workers: Sequence[int]) -> dict[
                 call()
                 if number:
                     times[name].append(time.perf_counter() - before)
-            owner: Any = calls["local"].__self__
-            if number > 1:
-                rows.append(dict(owner.last.row["seconds"]))
-    loops = {name: values for name, values in times.items() if name.startswith("loop")}
-    fastest = min(loops, key=lambda name: statistics.median(loops[name]))
+            last = runs["local"].last
+            if number > 1 and last is not None:
+                rows.append(dict(last.row["seconds"]))
+    fastest = min(loops, key=lambda name: statistics.median(times[name]))
     ratios = {
         name: statistics.median(loop / own for loop, own in zip(times[fastest], values))
         for name, values in times.items()

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.events import Event, Gaussian, NonPrivate, Poisson, Sampled
-from privacy.ledger import GENESIS, Entry, Head, Ledger, LedgerError, read
+from privacy.events import Event, Gaussian, NonPrivate, Poisson, Sampled, to_json
+from privacy.ledger import GENESIS, Entry, Head, Ledger, LedgerError, _check, read
 
 EVENT = Sampled(Poisson(0.1), Gaussian(1.5))
 
@@ -211,6 +211,17 @@ def test_an_edited_last_line_is_refused_by_its_own_check_sum(path: Path) -> None
     lines = filled(path).splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]) + lines[-1].replace(b"3.0", b"300.0"))  # Nothing hangs on the last line yet.
     assert "edited" in refused(path)
+
+
+@pytest.mark.parametrize("line", [0, 2])
+def test_a_middle_line_edited_with_its_check_sum_made_anew_breaks_the_chain(path: Path, line: int) -> None:
+    lines = filled(path).splitlines()
+    record = json.loads(lines[line])
+    del record["check"]
+    record["event"] = to_json(Gaussian(300.0))
+    lines[line] = json.dumps(record | {"check": _check(record)}, sort_keys=True).encode()
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    assert f"{path}:{line + 2}: the hash chain is broken" in refused(path)  # What follows hangs on the old line.
 
 
 FLIPPED = st.tuples(st.integers(0, 10**6), st.integers(0, 7))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from privacy import streams
 from privacy.accountant import epsilon
-from privacy.events import Event, Gaussian, Poisson, Repeated, Sampled
+from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import Ledger, LedgerError
 from privacy.ledger import read as read_ledger
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
@@ -90,6 +90,7 @@ def training(sampler: Sampler | None = None, *, mechanism: Mechanism = NOISE, **
         neighbours="add_remove",
         delta=DELTA if mechanism.private else None,
         budget=None,
+        before=(),
         record=False,
         every=1,
         evaluate=None,
@@ -351,14 +352,45 @@ def test_what_has_no_price_keeps_no_budget(run: Run) -> None:
     assert "ask" not in link.trace
 
 
-@pytest.mark.parametrize("budget", [None, price(5), price(30), 1e-9])
-def test_an_odometer_never_says_less_than_the_price(budget: float | None) -> None:
-    odometer = Odometer(EVENT, "add_remove", DELTA, 30, budget)
-    readings = [odometer.after(charges) for charges in range(36)]
-    assert readings[0] == 0.0
-    assert all(reading is not None and reading >= price(charges) for charges, reading in enumerate(readings) if charges)
-    assert readings == sorted(readings)  # type: ignore[type-var]
-    assert readings[30:] == [price(charges) for charges in range(30, 36)]
+BEFORE = (Gaussian(3.0),)
+
+
+@pytest.mark.parametrize("before", [(), BEFORE])
+@pytest.mark.parametrize("affordable", [None, 5, 66])
+def test_an_odometer_never_says_less_than_the_price_and_never_falls(
+    affordable: int | None, before: tuple[Event, ...]
+) -> None:
+    def exact(charges: int) -> float:
+        return epsilon(Composed((*before, Repeated(EVENT, charges))), DELTA).upper
+
+    budget = None if affordable is None else exact(affordable) * (1 + 1e-9)
+    odometer = Odometer(EVENT, "add_remove", DELTA, 66, budget, before)
+    counts = [0, 1, 2, 4, 5, 6, 33, 64, 65, 66, 67]  # 65 and 66: what is rounded up passes what is exact there.
+    readings = [odometer.after(charges) or 0.0 for charges in counts]
+    prices = [exact(charges) for charges in counts]
+    assert readings == sorted(readings)
+    assert all(reading >= price for reading, price in zip(readings, prices, strict=True))
+    assert (readings[0], readings[-2:]) == (prices[0], prices[-2:])
+    assert [odometer.affords(charges) for charges in counts] == [
+        affordable is None or charges <= affordable for charges in counts
+    ]
+
+
+def test_what_was_released_before_round_one_counts_from_the_first_row_on(run: Run) -> None:
+    def history(rounds: int) -> float:
+        return epsilon(Composed((*BEFORE, Repeated(EVENT, rounds))), DELTA).upper
+
+    what = training(rounds=30, before=BEFORE, budget=history(4))
+    RunStore(run.folder, resume=False).close()
+    ledger = Ledger(run.folder / "ledger.jsonl", run="test", dataset="d")
+    ledger.commit(ledger.reserve(0, BEFORE[0], unit=loop.UNIT, neighbours="add_remove"))
+    ledger.close()
+    with pytest.raises(BudgetSpent, match="stopped after round 4"):
+        run.go(what)
+    rows = [row["epsilon"] for row in run.rows()]
+    assert rows == sorted(rows)
+    assert rows[0] >= history(1)
+    assert rows[-1] == run.final(what).upper == history(4)
 
 
 # Stops, divergence, resuming

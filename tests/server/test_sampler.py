@@ -10,7 +10,7 @@ from privacy.events import FixedSize, Gaussian, Poisson, Sampled
 from server.sampler import FixedCohort, FullCohort, PoissonCohort
 
 FALSE_ALARM = 1e-6  # Chance, over seeds, that a right sampler fails one of the statistical tests below.
-SILOS, ROUNDS, RATE = 200, 1000, 0.25
+SILOS, ROUNDS, RATE = 200, 4000, 0.25
 GAUSSIAN = Gaussian(1.5)
 
 

@@ -1,0 +1,301 @@
+"""What every strategy keeps, tried on each by its registration: a new one is tested by being there."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from torch import Tensor
+
+from client.examples import Examples, Shards
+from client.host import Session, SiloHost
+from client.personal import PersonalStore
+from privacy import streams
+from privacy.mechanism import ExactSum, GaussianSum, Mechanism
+from privacy.release import Collector, Partial
+from server.checkpoint import Checkpoint, read, write
+from strategies.base import Instruction, State, Strategy
+from strategies.experiment import Train
+from strategies.optimizers import OPTIMIZERS, Optimizer
+from strategies.registry import STRATEGIES
+from strategies.tasks import Shape, initial
+from strategies.tasks.dense import MLP
+
+torch.set_num_threads(1)
+
+SHAPE, TASK, SIZES = Shape((5,), 3), MLP((6,), "tanh"), [7, 3, 12, 1, 8]
+EMPTY = [7, 0, 12, 0]
+STARTS_ELSEWHERE: frozenset[str] = frozenset()
+"""Strategies whose served model is not the initial one before round 1, by design."""
+
+
+def settings(cls: type[Strategy]) -> Iterator[Strategy]:
+    """The strategy as it is by default, and with one setting changed at a time."""
+    default = cls()
+    yield default
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        now, kind = getattr(default, field.name), hints[field.name]
+        others: list[object] = []
+        if get_origin(kind) is Literal:
+            others = [value for value in get_args(kind) if value != now]
+        elif isinstance(now, bool):
+            others = [not now]
+        elif isinstance(now, float):
+            others = [0.3 if now == 0 else now / 2]
+        elif isinstance(now, Optimizer):
+            others = [build() for build in OPTIMIZERS.values() if build is not type(now)]
+        yield from (dataclasses.replace(default, **{field.name: value}) for value in others)  # type: ignore[type-var]
+
+
+CASES = [strategy for cls in STRATEGIES.values() for strategy in settings(cls) if not strategy.problems(private=False)]
+each = pytest.mark.parametrize("strategy", CASES, ids=str)
+each_way = pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "one by one"])
+
+
+def model() -> Tensor:
+    return initial(TASK, SHAPE, seed=1)[1]
+
+
+def federation(sizes: list[int]) -> Shards:
+    rng = torch.Generator().manual_seed(4)
+    features, targets = torch.randn(sum(sizes), 5, generator=rng), torch.randint(3, (sum(sizes),), generator=rng)
+    return Shards(Examples(features, targets), torch.tensor([0, *sizes]).cumsum(0))
+
+
+@dataclass
+class World:
+    """A federation small enough to read: a host, its personal store, and rounds without the loop's durability."""
+
+    strategy: Strategy
+    stacked: bool
+    folder: Path
+    sizes: list[int] = dataclasses.field(default_factory=lambda: list(SIZES))
+
+    def __post_init__(self) -> None:
+        kept = self.strategy.personal(model().numel())
+        self.personal = PersonalStore(self.folder, silos=len(self.sizes), sizes=kept) if kept else None
+        self.host = SiloHost(
+            strategy=self.strategy,
+            task=TASK,
+            module=initial(TASK, SHAPE, seed=1)[0],
+            shape=SHAPE,
+            train=Train(epochs=1, batch_size=4, learning_rate=0.05),
+            shards=federation(self.sizes),
+            held_out=federation(self.sizes),
+            seed=3,
+            stacked=self.stacked,
+            personal=self.personal,
+        )
+
+    def start(self) -> State:
+        return self.strategy.init(model(), streams.generator(3, "init"))
+
+    def mechanisms(self, *, private: bool = False) -> dict[str, Mechanism]:
+        bound: Mechanism = GaussianSum(0.1, 1.0) if private else ExactSum()
+        return dict.fromkeys(self.strategy.channels(model().numel()), bound)
+
+    def ask(self, instruction: Instruction, silos: list[int] | None = None, *, private: bool = False) -> Partial:
+        asked = list(range(len(self.sizes))) if silos is None else silos
+        return self.host.contribute(instruction, asked, self.mechanisms(private=private), chunk=0)
+
+    def round(self, state: State, number: int, silos: list[int] | None = None, *, private: bool = False) -> State:
+        mechanisms = self.mechanisms(private=private)
+        sizes = self.strategy.channels(model().numel())
+        collector = Collector(mechanisms, sizes, expected=len(self.sizes), population=len(self.sizes))
+        collector.add(self.ask(self.strategy.instruct(state, number), silos, private=private))
+        release = collector.release({name: streams.generator(3, "noise", number, name) for name in mechanisms})
+        after = self.strategy.aggregate(state, release, streams.generator(3, "aggregate", number))
+        if self.personal is not None:
+            self.personal.commit(number)
+        return after
+
+    def rounds(self, count: int, *, private: bool = False) -> State:
+        state = self.start()
+        for number in range(1, count + 1):
+            state = self.round(state, number, private=private)
+        return state
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def copy_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Bit for bit, with names, shapes and types."""
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def test_a_strategy_is_registered_under_its_name_as_frozen_values() -> None:
+    assert STRATEGIES
+    for name, cls in STRATEGIES.items():
+        assert cls.name == name
+        assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert cls() == cls()
+        assert hash(cls()) == hash(cls())
+
+
+@each
+@each_way
+def test_the_same_rounds_give_the_same_bits(strategy: Strategy, stacked: bool, folder: Path) -> None:
+    first, second = (World(strategy, stacked, folder / name).rounds(3) for name in ("first", "second"))
+    assert same(first, second)
+    assert not torch.equal(strategy.predictor(first), model())  # Something was learned.
+
+
+@each
+@each_way
+def test_what_is_sent_is_what_was_declared(strategy: Strategy, stacked: bool, folder: Path) -> None:
+    world, size = World(strategy, stacked, folder), model().numel()
+    declared = strategy.channels(size)
+    instruction = strategy.instruct(world.start(), 1)
+    group = [0, 2, 3] if stacked else [2]
+    update = strategy.local(Session(world.host, group, 1, record=False), instruction)
+    assert update.channels.keys() == declared.keys()
+    for name, length in declared.items():
+        assert tuple(update.channels[name].shape) == ((3, length) if stacked else (length,))
+        assert update.channels[name].is_floating_point()
+        assert not update.channels[name].requires_grad
+    weights = torch.as_tensor(update.weight)
+    assert weights.numel() in (1, len(group))
+    assert bool((weights >= 0).all())
+    assert instruction.round == 1
+
+
+@each
+@each_way
+def test_stacked_is_one_by_one(strategy: Strategy, stacked: bool, folder: Path) -> None:
+    first, other = World(strategy, True, folder / "stacked"), World(strategy, False, folder / "single")
+    reached = first.rounds(1), other.rounds(1)
+    asked = strategy.instruct(reached[0 if stacked else 1], 2)
+    together, alone = first.ask(asked), other.ask(asked)
+    for name in strategy.channels(model().numel()):
+        distance = float((together.sums[name] - alone.sums[name]).norm())
+        assert distance <= 1e-5 * float(alone.sums[name].norm())
+    assert (together.arrived, together.payload) == (alone.arrived, alone.payload)
+
+
+@each
+def test_the_state_survives_a_checkpoint_bit_for_bit_and_training_goes_on_from_it(
+    strategy: Strategy, folder: Path
+) -> None:
+    world = World(strategy, True, folder / "personal")
+    state = world.start()
+    for number in range(3):
+        assert all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+        write(folder / "checkpoint", Checkpoint(number, state, {}))
+        again = read(folder / "checkpoint").state
+        assert same(again, state)
+        assert torch.equal(strategy.predictor(again), strategy.predictor(state))
+        assert same(strategy.instruct(again, number + 1), strategy.instruct(state, number + 1))
+        other = World(strategy, True, folder / f"other{number}")
+        if world.personal is not None and other.personal is not None:
+            for name in world.personal.sizes:
+                other.personal.current[name][:] = world.personal.current[name]
+                other.personal.present[name][:] = world.personal.present[name]
+        state = world.round(state, number + 1)
+        assert same(other.round(again, number + 1), state)
+
+
+@each
+@each_way
+def test_an_empty_silo_arrives_and_changes_nothing(strategy: Strategy, stacked: bool, folder: Path) -> None:
+    world = World(strategy, stacked, folder, EMPTY)
+    asked = strategy.instruct(world.start(), 1)
+    alone = world.ask(asked, [1, 3])
+    assert (alone.arrived, alone.failures) == (2, ())
+    assert all(bool(torch.isfinite(total).all()) for total in alone.sums.values())
+    assert "delta" not in alone.sums or not alone.sums["delta"].any()
+    with_them, without = world.ask(asked), world.ask(asked, [0, 2])
+    assert (with_them.arrived, with_them.failures) == (4, ())
+    for name, total in without.sums.items():
+        added = total + alone.sums[name]
+        torch.testing.assert_close(with_them.sums[name], added, rtol=1e-5, atol=1e-6)
+
+
+@each
+def test_before_round_1_the_initial_model_is_served(strategy: Strategy) -> None:
+    served = strategy.predictor(strategy.init(model(), streams.generator(3, "init")))
+    assert served.shape == model().shape
+    if strategy.name not in STARTS_ELSEWHERE:
+        assert torch.equal(served, model())
+
+
+@each
+@each_way
+def test_the_silo_half_cannot_change_the_servers_state(strategy: Strategy, stacked: bool, folder: Path) -> None:
+    world = World(strategy, stacked, folder)
+    state = world.rounds(1)
+    before, asked = copy_of(state), strategy.instruct(state, 2)
+    sent = copy_of(asked)
+    for group in ([0, 1, 2, 3, 4], [2]):
+        world.ask(asked, group)
+        assert same(asked, sent)  # A second silo in this process is asked the same.
+    for vector in asked.values():
+        vector.fill_(7)
+    assert same(state, before)
+
+
+@each
+def test_the_server_half_makes_a_new_state_and_leaves_the_old_one(strategy: Strategy, folder: Path) -> None:
+    world = World(strategy, True, folder)
+    for state in (world.start(), world.rounds(1)):
+        before = copy_of(state)
+        after = world.round(state, 2)
+        assert same(state, before)
+        copy = copy_of(after)
+        for vector in state.values():
+            vector.fill_(7)
+        assert same(after, copy)
+
+
+@each
+@pytest.mark.parametrize("private", [True, False], ids=["private", "exact"])
+def test_a_round_that_nobody_joined_leaves_a_usable_state(strategy: Strategy, private: bool, folder: Path) -> None:
+    if private and strategy.problems(private=True):
+        pytest.skip("refused under silo-level privacy")
+    world = World(strategy, True, folder)
+    state = world.rounds(1)
+    after = world.round(state, 2, [], private=private)
+    assert after.keys() == state.keys()
+    assert all(bool(torch.isfinite(value).all()) for value in after.values() if value.is_floating_point())
+    assert same(world.strategy.instruct(after, 3), world.strategy.instruct(copy_of(after), 3))
+
+
+@each
+@each_way
+def test_under_privacy_no_honest_silo_is_refused(strategy: Strategy, stacked: bool, folder: Path) -> None:
+    if strategy.problems(private=True):
+        pytest.skip("refused under silo-level privacy")
+    world = World(strategy, stacked, folder)
+    state = world.start()
+    for number in (1, 2):
+        partial = world.ask(strategy.instruct(state, number), private=True)
+        assert partial.failures == ()  # Above all, no weight above 1.
+        state = world.round(state, number, private=True)
+    assert bool(torch.isfinite(strategy.predictor(state)).all())
+
+
+@each
+def test_every_silo_can_be_evaluated_before_and_after_a_round(strategy: Strategy, folder: Path) -> None:
+    world = World(strategy, True, folder)
+    for state, number in ((world.start(), 1), (world.rounds(1), 2)):
+        result = world.host.evaluate(strategy.instruct(state, number), list(range(len(SIZES))))
+        assert result.silos == tuple(range(len(SIZES)))
+        assert result.rows == tuple(SIZES)
+        assert all(loss > 0 for loss in result.loss)
+        assert all(0 <= score <= 1 for score in result.score)
