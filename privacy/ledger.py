@@ -1,6 +1,6 @@
 """The ledger: what was promised to be released, written down before it happens.
 
-One line per entry, appended, hash-chained and fsynced. `reserve` stands on the disk before anything leaves a silo;
+One line per entry, appended and hash-chained. A `reserve` is on the disk, fsynced, before anything leaves a silo;
 `commit` says the round came to an end; `void` that provably nothing was released. Spent is every reserve without a
 void, so a crash can only overcount.
 """
@@ -161,12 +161,13 @@ class Ledger:
         if reserve is not None:
             record["reserve"] = reserve
         line = _dump(record | {"check": _check(record)})
-        self._write(line + b"\n")
+        # A commit or a void that a crash takes back only overcounts, and the next reserve makes it durable too.
+        self._write(line + b"\n", durable=kind == "reserve")
         self._record(entry, line)
         return entry
 
-    def _write(self, data: bytes) -> None:
-        """Puts a line on the disk; after a failure the ledger takes no other, for its end is then unknown."""
+    def _write(self, data: bytes, *, durable: bool) -> None:
+        """Appends a line, and waits for the disk if it is to be `durable`; after a failure the ledger takes no other, for its end is then unknown."""
         if self._broken:
             raise LedgerError(f"{self.path}: an earlier write failed; open the ledger anew before anything is released")
         size = os.fstat(self._file.fileno()).st_size
@@ -174,7 +175,8 @@ class Ledger:
             written = 0
             while written < len(data):  # A disk that fills up takes a part of it.
                 written += self._file.write(data[written:])
-            os.fsync(self._file.fileno())
+            if durable:
+                os.fsync(self._file.fileno())
         except OSError as error:
             self._broken = True
             with contextlib.suppress(OSError):  # If the line stays, it counts: too much, never too little.

@@ -123,8 +123,8 @@ MUTANTS = (
     Mutant(
         "reserve not on the disk",
         "privacy/ledger.py",
-        "            self._file.flush()\n            os.fsync(self._file.fileno())",
-        "            self._file.flush()",
+        'durable=kind == "reserve"',
+        "durable=False",
     ),
     Mutant(
         "only commits are spent",
@@ -165,14 +165,32 @@ MUTANTS = (
     Mutant(
         "personal state current before the commit",
         "client/personal.py",
-        "self._store.staged[name][self._silos] = value.numpy().reshape(len(self._silos), -1)",
-        "self._store.current[name][self._silos] = value.numpy().reshape(len(self._silos), -1)",
+        "self._store.staged[name][self._silos] = value.numpy().reshape(expected)",
+        "self._store.current[name][self._silos] = value.numpy().reshape(expected)",
     ),
     Mutant(
         "stacked: padding counts",
         "client/stacked.py",
         "real = torch.arange(batch) < count.unsqueeze(-1)",
         "real = torch.arange(batch) < count.unsqueeze(-1).clamp(min=batch)",
+    ),
+    Mutant(
+        "fixed-size cohorts without the factor 2",
+        "privacy/terms.py",
+        'Part("fixed_size", size / population, noise / 2, times)',
+        'Part("fixed_size", size / population, noise, times)',
+    ),
+    Mutant(
+        "private standardisation free of charge",
+        "simulations/planning.py",
+        "before = (standardization.cost(standardize),) if isinstance(standardize, Private) else ()",
+        "before = ()",
+    ),
+    Mutant(
+        "sampled Gaussians composed one by one",
+        "privacy/mechanism.py",
+        "return events[0] if len(events) == 1 else Composed(events)",
+        "return events[0]",
     ),
     Mutant(
         "delta measured from zero",
