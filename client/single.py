@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from strategies.tasks import Task
 
 
 class SingleTrainer:
-    """Runs local SGD on a module whose parameters and gradients are views of two flat vectors.
+    """Runs local SGD on a module whose parameters are views of one flat vector.
 
     One update of the vector then is one operation, whatever the number of layers.
     """
@@ -23,11 +25,11 @@ class SingleTrainer:
         self.module, self.task, self.train = module, task, train
         self.layout = Layout.of(module)
         self.weights = torch.zeros(self.layout.size)
-        self.gradient = torch.zeros(self.layout.size)
-        views, slopes = self.layout.unflatten(self.weights), self.layout.unflatten(self.gradient)
-        for name, parameter in module.named_parameters():
-            if name in views:
-                parameter.data, parameter.grad = views[name], slopes[name]
+        self.views = self.layout.unflatten(self.weights)
+        named = dict(module.named_parameters())
+        self.parameters = [named[name] for name in self.views]
+        for name, parameter in zip(self.views, self.parameters):
+            parameter.data = self.views[name]
         self.losses: list[float] = []
 
     def fit(
@@ -56,18 +58,21 @@ class SingleTrainer:
                 if count == 0:
                     break
                 batch = rows.select(plan.rows[0, step, :count])
-                self.gradient.zero_()
                 loss = self.task.losses(self.module(_layout_of_images(batch.features)), batch.targets).mean()
-                torch.autograd.backward(loss)
-                self._step(momentum, correct)
+                # Fresh gradients, not .grad: nothing to set to zero and nothing to add onto.
+                self._step(torch.autograd.grad(loss, self.parameters, materialize_grads=True), momentum, correct)
                 if record:
                     seen.append(loss.detach())
         if record:
             self.losses.append(float(torch.stack(seen).mean()) if seen else float("nan"))
         return self.weights.clone()
 
-    def _step(self, momentum: Tensor | None, correct: Correction | None) -> None:
-        gradient = self.gradient
+    def _step(self, slopes: Sequence[Tensor], momentum: Tensor | None, correct: Correction | None) -> None:
+        if correct is None and momentum is None and not self.train.weight_decay:
+            for view, slope in zip(self.views.values(), slopes):
+                view.sub_(slope, alpha=self.train.learning_rate)
+            return
+        gradient = torch.cat([slope.reshape(-1) for slope in slopes])
         if self.train.weight_decay:
             gradient = gradient.add(self.weights, alpha=self.train.weight_decay)
         if correct is not None:
@@ -78,5 +83,13 @@ class SingleTrainer:
 
 
 def _layout_of_images(features: Tensor) -> Tensor:
-    """Channels last: convolution and pooling are several times faster there on a CPU."""
-    return features.contiguous(memory_format=torch.channels_last) if features.dim() == 4 else features
+    """Channels last: convolution and pooling are several times faster there on a CPU.
+
+    With one channel both layouts hold the same numbers in the same order, and torch would leave the strides, and so all
+    layers, at channels first; hence the strides are given.
+    """
+    if features.dim() != 4:
+        return features
+    _, channels, height, width = features.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    return torch.empty_strided(features.shape, strides, dtype=features.dtype).copy_(features)

@@ -167,7 +167,10 @@ class Ledger:
         return entry
 
     def _write(self, data: bytes, *, durable: bool) -> None:
-        """Appends a line, and waits for the disk if it is to be `durable`; after a failure the ledger takes no other, for its end is then unknown."""
+        """Appends a line, and waits for the disk if it is to be `durable`.
+
+        After a failure the ledger takes no other line, for its end is then unknown.
+        """
         if self._broken:
             raise LedgerError(f"{self.path}: an earlier write failed; open the ledger anew before anything is released")
         size = os.fstat(self._file.fileno()).st_size
