@@ -65,7 +65,7 @@ class Ledger:
 
     Args:
         path: the file; made when missing.
-        run: name of the run, on every line.
+        run: which run it is, on every line.
         dataset: fingerprint of the data set, on every line.
 
     Raises:
@@ -87,6 +87,8 @@ class Ledger:
             raise LedgerError(f"{path}: another process holds this ledger; wait for it or stop it") from error
         self.entries: list[Entry] = []
         self.head = Head()
+        self.runs: set[tuple[str, str]] = set()
+        """The run and the data set of every line that was there when it was opened."""
         self._open: dict[int, Entry] = {}  # Kept up to date by _record, so that a round costs no walk over the file.
         self._spent: dict[int, Entry] = {}
         self._charges: Counter[str] = Counter()
@@ -222,6 +224,7 @@ class Ledger:
             )
             chained = record["prev_hash"] == self.head.hash and entry.seq == self.head.seq + 1
             whole = record.pop("check") == _check(record)
+            self.runs.add((record["run"], record["dataset"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LedgerError(f"{where}: not a ledger line ({error}); restore the file from a copy") from error
         if not (chained and whole and self._allowed(entry)):

@@ -118,8 +118,9 @@ class Contributions:
         if private:
             allowed &= weights <= 1.0  # A larger weight would move the sum by more than the clip norm.
         for position in (~(finite & allowed)).nonzero()[:, 0].tolist():
-            reason = f"weight {float(weights[position])!r}" if finite[position] else "update is not finite"
-            self.failures.append(Failure(silos[position], reason))
+            # Reasons are shown to all, and a weight may be computed from private rows: its value stays here.
+            refused = "weight is not in [0, 1]" if private else "weight is not a finite number >= 0"
+            self.failures.append(Failure(silos[position], refused if finite[position] else "update is not finite"))
         return finite & allowed
 
     def partial(self, chunk: int, losses: Sequence[float] = ()) -> Partial:

@@ -17,6 +17,9 @@ Keys = npt.NDArray[np.uint64]
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # The odd constant of splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
 
+_STATE_BYTES = 5056  # Of torch's CPU generator, a Mersenne twister (mt19937) behind a header of 24 bytes.
+_WORDS = slice(24, 24 + 624 * 8)
+
 
 def derive(seed: int, *parts: int | str) -> int:
     """A 63-bit key for a named stream.
@@ -29,8 +32,20 @@ def derive(seed: int, *parts: int | str) -> int:
 
 
 def generator(seed: int, *parts: int | str) -> torch.Generator:
-    """A torch generator on the named stream."""
-    return torch.Generator().manual_seed(derive(seed, *parts))
+    """A torch generator on the named stream.
+
+    `manual_seed` alone looks at 32 bits of its seed, and of 100,000 rounds some two would then share their noise: what
+    the models of those rounds differ by would have none. So the whole key fills the generator's state.
+    """
+    key = derive(seed, *parts)
+    made = torch.Generator().manual_seed(key)
+    state = made.get_state()
+    words = state[_WORDS].view(torch.int64)
+    if state.numel() != _STATE_BYTES or int(words[0]) != key & 0xFFFFFFFF:
+        raise RuntimeError(f"torch {torch.__version__} keeps the state of its generator otherwise; use the pinned one")
+    filling = bits(np.array([key], dtype=np.uint64), len(words))[0] >> np.uint64(32)
+    words.copy_(torch.from_numpy(filling.astype(np.int64)))
+    return made.set_state(state)
 
 
 def _mix(state: Keys) -> Keys:

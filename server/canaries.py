@@ -15,13 +15,13 @@ from torch import Tensor
 
 from privacy import streams
 from privacy.audit import direction
-from privacy.mechanism import Mechanism
+from privacy.mechanism import GaussianSum, Mechanism
 from privacy.release import Contributions, Partial
 from server.link import Link
 from server.sampler import Sampler
 from strategies.base import Evaluation, Instruction
 
-LENGTH = 1e4  # Far above any clip norm: the clip brings every canary to exactly the norm that a silo may have.
+LENGTH = 1e4  # Times the clip norm: the clip brings every canary to exactly the norm that a silo may have.
 BLOCK = 64  # Canaries summed at a time: directions are regenerated, never stored whole.
 
 
@@ -69,16 +69,17 @@ class CanaryLink:
 
     def _contribute(self, round_: int, mechanisms: Mapping[str, Mechanism], chunk: int) -> Partial:
         total = Contributions(mechanisms, self.sizes)
-        drawn = self.drawn(round_)
+        drawn, audited = self.drawn(round_), mechanisms[self.channel]
+        length = LENGTH * (audited.clip_norm if isinstance(audited, GaussianSum) else 1.0)
         for at in range(0, len(drawn), BLOCK):
             block = drawn[at : at + BLOCK]
-            total.add(self._update(block), 1.0, block)
+            total.add(self._update(block, length), 1.0, block)
         return replace(total.partial(chunk), weight=0.0, arrived=0, clipped=0, payload=0)
 
-    def _update(self, canaries: Sequence[int]) -> dict[str, Tensor]:
+    def _update(self, canaries: Sequence[int], length: float) -> dict[str, Tensor]:
         size = self.sizes[self.channel]
         channels = {name: torch.zeros(len(canaries), other) for name, other in self.sizes.items()}
-        channels[self.channel] = LENGTH * torch.stack([direction(self.seed, canary, size) for canary in canaries])
+        channels[self.channel] = length * torch.stack([direction(self.seed, canary, size) for canary in canaries])
         return channels
 
     def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:

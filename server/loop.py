@@ -7,8 +7,8 @@ commit, the personal state, rounds.jsonl) can be done again after a crash and is
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +28,8 @@ from server.checkpoint import Checkpoint
 from server.link import Link
 from server.odometer import Odometer
 from server.sampler import Sampler
-from server.store import RunStore, StoreError
+from server.store import RunStore
+from server.unchanged import unchanged
 from strategies.base import State, Strategy
 
 UNIT = "silo"
@@ -83,10 +84,15 @@ class Training:
     @property
     def event(self) -> Event:
         """What one round costs a silo, known before the round."""
-        if self.strategy.reveals:
-            return NonPrivate(f"strategy {self.strategy.name} sees single updates")
-        inner = joint_event(self.mechanisms)
-        return inner if isinstance(inner, NonPrivate) else self.sampler.event(inner)
+        return round_event(self.strategy, self.mechanisms, self.sampler)
+
+
+def round_event(strategy: Strategy, mechanisms: Mapping[str, Mechanism], sampler: Sampler) -> Event:
+    """What one round costs a silo; the plan before a run and the loop in it ask here, so they cannot differ."""
+    if strategy.reveals:
+        return NonPrivate(f"strategy {strategy.name} sees single updates")
+    inner = joint_event(mechanisms)
+    return inner if isinstance(inner, NonPrivate) else sampler.event(inner)
 
 
 @dataclass(frozen=True)
@@ -130,10 +136,10 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
     """Brings everything to the last committed round; returns that round (0 for none) and the state after it.
 
     Raises:
-        StoreError: the folder is of another experiment, other data or another price, or its ledger lost lines.
+        StoreError: see `server.unchanged`.
     """
-    checkpoint = store.load()
-    _continues(training, checkpoint, store, ledger)
+    events = (training.event, *training.before)
+    checkpoint = unchanged(store, ledger, unit=UNIT, events=events, identity=training.identity)
     store.cut(checkpoint)
     if checkpoint is None:
         link.recover(0)
@@ -143,24 +149,6 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
         if entry.seq <= int(checkpoint.meta["ledger"]["seq"]) and entry.round == checkpoint.round:
             ledger.commit(entry)
     return checkpoint.round, checkpoint.state
-
-
-def _continues(training: Training, checkpoint: Checkpoint | None, store: RunStore, ledger: Ledger) -> None:
-    """Refuses to go on with what another run left, before anything is changed."""
-    priced = {training.event, *training.before}
-    if not priced.issuperset(ledger.spent(UNIT)):  # Also before the first checkpoint.
-        raise StoreError(f"{store.folder}: cannot go on, since the price of a round changed after it was started")
-    if checkpoint is None:
-        return
-    known, head = checkpoint.meta["identity"], checkpoint.meta["ledger"]
-    changed = [name for name, value in training.identity.items() if known.get(name) != value]
-    if changed:
-        raise StoreError(f"{store.folder}: cannot go on, since {' and '.join(changed)} changed after it was started")
-    lines = store.ledger.read_bytes().split(b"\n")[:-1]
-    if len(lines) < head["seq"]:
-        raise StoreError(f"{store.ledger}: shorter than the checkpoint says; lines were cut, restore it from a copy")
-    if hashlib.sha256(lines[head["seq"] - 1]).hexdigest() != head["hash"]:
-        raise StoreError(f"{store.ledger}: not the ledger that the checkpoint was written with; restore it from a copy")
 
 
 def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iterator[RoundResult]:
@@ -247,8 +235,9 @@ def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, An
         "clip_fraction": None,
     }
     if training.record:
-        losses = [loss for loss in tally.losses if loss == loss]
-        row["train_loss"] = sum(losses) / len(losses) if losses else None
+        losses = [loss for loss in tally.losses if not math.isnan(loss)]
+        mean = sum(losses) / len(losses) if losses else math.inf
+        row["train_loss"] = mean if math.isfinite(mean) else None  # JSON has no infinity.
         if any(mechanism.private for mechanism in training.mechanisms.values()) and tally.arrived:
             row["clip_fraction"] = tally.clipped / tally.arrived
     return row
@@ -257,6 +246,8 @@ def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, An
 def _evaluate(training: Training, state: State, round_: int, phases: Phases) -> dict[str, Any]:
     due = round_ % training.every == 0 or round_ == training.rounds
     measured = dict(training.evaluate(training.strategy.predictor(state))) if training.evaluate and due else {}
+    if not all(math.isfinite(value) for value in measured.values()):  # Its line has no JSON form, in no attempt.
+        raise Diverged(f"round {round_}: the loss is no longer finite; lower train.learning_rate or the server's")
     phases.done("evaluate")
     return measured
 

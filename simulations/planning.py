@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass, replace
 
 from privacy.accountant import Bracket, Neighbours, epsilon, noise_multiplier_for
-from privacy.events import Composed, Event, Gaussian, NonPrivate, Repeated
-from privacy.mechanism import ExactSum, GaussianSum, Mechanism, joint_event
+from privacy.events import Composed, Event, Gaussian, Repeated
+from privacy.mechanism import ExactSum, GaussianSum, Mechanism
+from server.loop import round_event
 from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
 from simulations import standardization
 from strategies.experiment import Cohort, Experiment
 from strategies.schema import ConfigError
 from strategies.standardize import Private
+
+AUDITED = "delta"  # The channel that canaries take part in; what the model holds of it is measured.
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,26 @@ def plan(experiment: Experiment, population: int) -> Plan:
     """Resolves sampler, noise and price of an experiment over `population` silos.
 
     Raises:
-        ConfigError: delta is too large for so few silos.
+        ConfigError: delta is too large for so few silos, or nothing that canaries could be in.
         Unpriceable: nobody can prove a price for this pairing.
     """
     sampler = make_sampler(experiment.cohort, population)
-    channels = list(experiment.strategy.channels(1))
+    sizes = experiment.strategy.channels(1)
+    channels = list(sizes)
     silo = experiment.privacy.silo
     if silo is None:
         exact: dict[str, Mechanism] = {name: ExactSum() for name in channels}
-        return Plan(sampler, exact, None, "add_remove", None, NonPrivate("no privacy.silo"), (), None)
+        event = round_event(experiment.strategy, exact, sampler)
+        return Plan(sampler, exact, None, "add_remove", None, event, (), None)
     if not silo.allow_large_delta and not silo.delta * population < 1:
         limit = f"1 / silos = {1 / population:.4g}"
         raise ConfigError(
             [f"privacy.silo.delta: must be < {limit}, got {silo.delta}; lower it, or set allow_large_delta: true"]
         )
 
+    if experiment.privacy.audit.canaries and sizes.get(AUDITED) != 1:
+        what = f"strategy {experiment.strategy.name!r} sends no {AUDITED!r} as long as the model for canaries to be in"
+        raise ConfigError([f"privacy.audit.canaries: {what}; use canaries: 0"])
     standardize = experiment.data.standardize
     before = (standardization.cost(standardize),) if isinstance(standardize, Private) else ()
     if experiment.budget is not None:  # Nothing is released that the budget cannot pay.
@@ -98,7 +106,6 @@ def plan(experiment: Experiment, population: int) -> Plan:
     # Channels on one sample cost like one Gaussian of (sum z^-2)^-1/2: each gets its share of the same price.
     share = GaussianSum(silo.clip_norm, noise * math.sqrt(len(channels)))
     mechanisms: dict[str, Mechanism] = dict.fromkeys(channels, share)
-    inner = NonPrivate("single updates are seen") if experiment.strategy.reveals else joint_event(mechanisms)
-    event = inner if isinstance(inner, NonPrivate) else sampler.event(inner)
+    event = round_event(experiment.strategy, mechanisms, sampler)
     unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None)
     return replace(unpriced, cost=epsilon(unpriced.after(experiment.rounds), silo.delta, neighbours=silo.neighbours))

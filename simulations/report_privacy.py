@@ -24,7 +24,7 @@ def privacy_section(run: Run) -> Html:
         return element(
             "section", {}, heading, element("p", {}, "No round was charged: nothing was released, so ε is 0.")
         )
-    texts = (meaning(run.claimed), _claim(run.claimed), _honest(run))
+    texts = (meaning(run.claimed), _claim(run, run.claimed), _honest(run, run.claimed))
     warnings = _warnings(run.claimed, run.measured) if run.measured is not None else []
     paragraphs = [element("p", {}, text) for text in texts]
     paragraphs += [element("p", {"class": "warning"}, text) for text in warnings]
@@ -59,24 +59,32 @@ def _unmeasured(run: Run) -> str:
     return "no round changed the model, so canaries left no trace to measure"
 
 
-def _claim(claimed: Mapping[str, Any]) -> str:
+def _claim(run: Run, claimed: Mapping[str, Any]) -> str:
     note = f" {claimed['note'][:1].upper()}{claimed['note'][1:]}." if claimed["note"] else ""
     if claimed["epsilon_upper"] is None:
         return f"Claimed: nothing.{note}"
     lower, upper = number(claimed["epsilon_lower"], 4, "down"), number(claimed["epsilon_upper"], 4, "up")
     noise, clip = f"{claimed['noise_multiplier']:.4g}", f"{claimed['clip_norm']:.4g}"
+    moments = run.result.get("standardize") is not None
+    before = "the moments that features are standardised with, and " if moments else ""
     return (
         f"Claimed: ε lies between {lower} and {upper} ({claimed['method']}); the upper end is what is proved. It "
-        f"covers {claimed['charged_rounds']:,} rounds, with noise of {noise} times the clip norm of {clip}.{note}"
+        f"covers {before}{claimed['charged_rounds'] - moments:,} rounds, with noise of {noise} times the clip norm of "
+        f"{clip}.{note}"
     )
 
 
-def _honest(run: Run) -> str:
+def _honest(run: Run, claimed: Mapping[str, Any]) -> str:
     if run.measured is None:
         return f"Not measured: {_unmeasured(run)}."
+    half = (
+        " Canaries are there or not, and move the sum half as far as replaced data may: half the noise would not show."
+        if claimed["neighbours"] == "replace"
+        else ""
+    )
     return (
         "Measured: an estimate from the final model of this one run, neither an upper nor a lower bound, and coarse "
-        f"with {run.measured['canaries']:,} canaries. A value below the claim does not improve the claim."
+        f"with {run.measured['canaries']:,} canaries. A value below the claim does not improve the claim.{half}"
     )
 
 

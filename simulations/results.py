@@ -70,11 +70,11 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
         spread = active.link.evaluate(instruction, range(active.link.population))
         if spread.score:
             p10, p50, p90 = np.percentile(spread.score, [10, 50, 90]).tolist()
-            measured["per_silo"] = {"p10": p10, "p50": p50, "p90": p90}
+            measured["per_silo"] = {"p10": _number(p10), "p50": _number(p50), "p90": _number(p90)}
         if active.training.evaluate is None and spread.rows:
             measured[metric] = float(np.average(spread.score, weights=spread.rows))
             measured["loss"] = float(np.average(spread.loss, weights=spread.rows))
-    return measured
+    return {name: _number(value) if isinstance(value, float) else value for name, value in measured.items()}
 
 
 def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
@@ -146,6 +146,7 @@ def _stamps(active: ActiveRun) -> list[str]:
     stamps = []
     if active.experiment.privacy.silo is not None:
         stamps.append("simulated noise: drawn from the seed, so whoever knows the seed can take it off again")
+        stamps.append("epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact")
         if active.records:
             stamps.append("metrics.privacy is research: numbers computed on private rows are shown and are not priced")
     return stamps

@@ -16,9 +16,11 @@ from client.tables import Table
 from privacy.ledger import Ledger
 from server import loop
 from server.canaries import CanaryLink
+from server.checkpoint import Checkpoint
 from server.link import Link
 from server.loop import BudgetSpent, RoundResult, Training
 from server.store import RunStore
+from server.unchanged import unchanged
 from simulations import planning, results, standardization
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
@@ -113,8 +115,10 @@ class ActiveRun:
             self.store = opened.enter_context(closing(RunStore(folder, resume=resume)))
             if not resume:
                 self.store.begin(yaml_of(encode(experiment)))
-            ledger = Ledger(self.store.ledger, run=experiment.name, dataset=self.federation.fingerprint)
+            ledger = Ledger(self.store.ledger, run=digest(experiment), dataset=self.federation.fingerprint)
             self.ledger = opened.enter_context(closing(ledger))
+            if resume:  # Before anything is computed on other rows, or with other settings, under the same noise.
+                self.store.cut(self._unchanged())
             self.released = self._standardize()
             """What features were standardised with, where the silos released it."""
             self.link = opened.enter_context(closing(self._link(plugins)))
@@ -137,6 +141,14 @@ class ActiveRun:
     def finish(self) -> Outcome:
         """Writes model, result.json and report.html from the last committed round."""
         return Outcome(self.folder, results.finish(self))
+
+    @property
+    def _identity(self) -> dict[str, str]:
+        return {"experiment": digest(self.experiment), "data": self.federation.fingerprint}
+
+    def _unchanged(self) -> Checkpoint | None:
+        events = (self.plan.event, *self.plan.before)
+        return unchanged(self.store, self.ledger, unit=loop.UNIT, events=events, identity=self._identity)
 
     def _standardize(self) -> Constants | None:
         standardize = self.experiment.data.standardize
@@ -167,7 +179,7 @@ class ActiveRun:
             link,
             canaries=experiment.privacy.audit.canaries,
             sampler=self.plan.sampler,
-            channel="delta",
+            channel=planning.AUDITED,
             sizes=experiment.strategy.channels(self.model.start.numel()),
             seed=experiment.seed,
         )
@@ -190,7 +202,7 @@ class ActiveRun:
             record=self.records,
             every=experiment.metrics.every,
             evaluate=self._public_evaluation(),
-            identity={"experiment": digest(experiment), "data": self.federation.fingerprint},
+            identity=self._identity,
         )
 
     @property

@@ -46,7 +46,7 @@ def standardized(
         unit: whose privacy is charged.
         neighbours: the relation that epsilon is for.
     """
-    if ledger.charges(unit) == 0:
+    if not any(entry.kind == "reserve" and entry.round == ROUND for entry in ledger.entries):
         ledger.reserve(ROUND, cost(standardize), unit=unit, neighbours=neighbours)
     constants = moments(federation.train, standardize, seed=seed)
     for entry in ledger.open_reserves():

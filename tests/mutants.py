@@ -151,6 +151,42 @@ MUTANTS = (
         'streams.generator(seed, "noise", name)',
     ),
     Mutant(
+        "noise streams of 32 bits",
+        "privacy/streams.py",
+        "return made.set_state(state)",
+        "return made",
+    ),
+    Mutant(
+        "canaries of one length, whatever the clip norm",
+        "server/canaries.py",
+        "length = LENGTH * (audited.clip_norm if isinstance(audited, GaussianSum) else 1.0)",
+        "length = LENGTH",
+    ),
+    Mutant(
+        "moments of other rows under an old charge",
+        "simulations/running.py",
+        "self.store.cut(self._unchanged())",
+        "pass",
+    ),
+    Mutant(
+        "moments paid by any charge",
+        "simulations/standardization.py",
+        'if not any(entry.kind == "reserve" and entry.round == ROUND for entry in ledger.entries):',
+        "if not ledger.entries:",
+    ),
+    Mutant(
+        "ledger of another run accepted before the first checkpoint",
+        "server/unchanged.py",
+        "if not ledger.runs <= {(ledger.run, ledger.dataset)}:",
+        "if False:",
+    ),
+    Mutant(
+        "value of a refused weight shown",
+        "privacy/release.py",
+        'refused = "weight is not in [0, 1]" if private',
+        'refused = f"weight {float(weights[position])!r}" if private',
+    ),
+    Mutant(
         "budget looked at after the round",
         "server/loop.py",
         "_afford(training, odometer, charges + 1, round_)",

@@ -133,3 +133,10 @@ def test_the_rest_passes_on() -> None:
     link.recover(2)
     link.close()
     assert link.link.trace == ["stage", "commit 3", "recover 2", "close"]
+
+
+@pytest.mark.parametrize("clip_norm", [1e-30, 0.25, 1e6, 1e38])
+def test_a_canary_is_as_long_as_the_clip_norm_however_large_that_is(clip_norm: float) -> None:
+    mechanisms: dict[str, Mechanism] = {"delta": GaussianSum(clip_norm, 1.0), "other": GaussianSum(2.0, 1.0)}
+    [partial] = canary_link(1).ask(INSTRUCTION, [], mechanisms, record=False)
+    assert float(torch.linalg.vector_norm(partial.sums["delta"])) == pytest.approx(clip_norm, rel=1e-6)

@@ -501,3 +501,39 @@ def test_a_damaged_checkpoint_stops_the_run_before_anything_is_changed(run: Run)
         run.go(training(), link)
     assert link.trace == []
     assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_round(run: Run, loss: float) -> None:
+    seen: list[float] = []
+
+    def evaluate(model: Tensor) -> dict[str, float]:
+        seen.append(loss if len(seen) == 2 else 1.0)
+        return {"loss": seen[-1], "accuracy": 0.5}
+
+    with pytest.raises(Diverged, match="round 3: the loss is no longer finite"):
+        run.go(training(evaluate=evaluate))
+    assert [row["loss"] for row in run.rows()] == [1.0, 1.0]
+    assert run.charges() == 3
+
+
+def test_a_training_loss_that_is_not_finite_is_no_number_of_a_line(run: Run) -> None:
+    class Diverging(Echo):
+        def ask(self, *given: Any, record: bool) -> Iterator[Partial]:
+            for partial in super().ask(*given, record=record):
+                yield replace(partial, losses=(float("inf"),))
+
+    [result] = run.go(training(FullCohort(SILOS), rounds=1, record=True), Diverging())
+    assert result.row["train_loss"] is None
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("other", "d"), ("test", "other")])
+def test_another_run_or_data_cannot_go_on_even_before_the_first_checkpoint(run: Run, name: str, dataset: str) -> None:
+    run.folder.mkdir()
+    begun = Ledger(run.folder / "ledger.jsonl", run=name, dataset=dataset)
+    begun.reserve(1, EVENT, unit=loop.UNIT, neighbours="add_remove")  # Killed in its first round.
+    begun.close()
+    link = Echo()
+    with pytest.raises(StoreError, match="cannot go on, since its experiment or data changed after it was started"):
+        run.go(training(), link)
+    assert (link.trace, run.charges()) == ([], 1)

@@ -114,6 +114,14 @@ def test_silos_without_rows_are_named_not_hidden() -> None:
     assert all("1 silos have no row left beside the public test and limit: tiny" in made.notes for made in without)
 
 
+def test_a_public_test_out_of_silos_that_the_data_names_is_said_to_be_uncovered() -> None:
+    table, note = numbered(40, silos=4), "public test rows were the silos' own"
+    named = build(data(silos=None, partition=Column(), public_test=0.2), seed=0, table=table)
+    assert sum(note in line and "epsilon does not cover them" in line for line in named.notes) == 1
+    for without in (data(silos=None, partition=Column()), data(silos=4, public_test=0.2)):
+        assert not any(note in line for line in build(without, seed=0, table=table).notes)
+
+
 def test_limit_keeps_that_many_rows_before_anything_else() -> None:
     made = build(data(limit=50, public_test=0.2), seed=1, table=numbered(200))
     assert (len(held(made.public_test)), len(held(made.train))) == (10, 40)

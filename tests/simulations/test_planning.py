@@ -12,7 +12,7 @@ from privacy.mechanism import ExactSum, GaussianSum, joint_event
 from server.sampler import FixedCohort, FullCohort, PoissonCohort
 from simulations.planning import make_sampler, plan
 from strategies.base import Strategy
-from strategies.experiment import Cohort, Experiment
+from strategies.experiment import Audit, Cohort, Experiment
 from strategies.loading import parse
 from strategies.schema import ConfigError
 
@@ -137,3 +137,24 @@ def test_a_pairing_without_a_price_is_refused_whatever_the_rules_say() -> None:
     changed = replace(config.privacy, silo=replace(config.privacy.silo, neighbours="add_remove"))
     with pytest.raises(Unpriceable, match="use neighbours: replace"):
         plan(replace(config, privacy=changed), 100)
+
+
+@dataclass(frozen=True)
+class Elsewhere(Strategy):
+    """Sends its model under another name, or a part of it."""
+
+    name = "elsewhere"
+    channel: str = "update"
+    part: int = 0
+
+    def channels(self, size: int) -> Mapping[str, int]:
+        return {self.channel: size - self.part}
+
+
+@pytest.mark.parametrize("strategy", [Elsewhere("update"), Elsewhere("delta", part=1)])
+def test_canaries_need_a_channel_that_the_model_follows(strategy: Strategy) -> None:
+    config = replace(experiment(POISSON, NOISE), strategy=strategy)
+    assert plan(config, 100).cost is not None
+    audited = replace(config, privacy=replace(config.privacy, audit=Audit(canaries=10)))
+    with pytest.raises(ConfigError, match=r"privacy\.audit\.canaries: strategy 'elsewhere' sends no 'delta'"):
+        plan(audited, 100)

@@ -477,3 +477,16 @@ def test_nothing_is_cut_off_at_any_width(case: Case, tmp_path: Path, width: int)
     assert int(body["texts"]) > 100
     assert json.loads(html.unescape(body["beyond"])) == []
     assert int(body["sideways"]) == 0
+
+
+def test_moments_that_were_released_are_no_round(case: Case) -> None:
+    assert "It covers 3 rounds" in case.text()
+    case.result["standardize"] = {"mean": [0.3], "std": [1.0]}
+    case.result["privacy"]["silo"] |= {"charged_rounds": 4}
+    assert "It covers the moments that features are standardised with, and 3 rounds" in case.text()
+
+
+def test_a_measurement_beside_a_claim_for_replaced_data_says_how_far_it_reaches(case: Case) -> None:
+    assert "half as far" not in case.text()
+    case.result["privacy"]["silo"] |= {"neighbours": "replace"}
+    assert "move the sum half as far as replaced data may: half the noise would not show" in case.text()

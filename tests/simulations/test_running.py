@@ -275,3 +275,36 @@ def test_without_privacy_nothing_is_claimed(data: Path, tmp_path: Path) -> None:
     result = go(experiment(data, privacy={}), tmp_path / "run").result
     assert result["privacy"] == {"silo": None, "example": None, "measured": None}
     assert result["metrics"]["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("torn", ["", '{"rou'])
+def test_a_resumed_run_that_is_stopped_at_once_reports_the_round_of_its_checkpoint(
+    data: Path, tmp_path: Path, torn: str
+) -> None:
+    """Killed between the checkpoint and the round's line, or in the middle of the line."""
+    whole = go(experiment(data), tmp_path / "run", rounds=3).result
+    path = tmp_path / "run" / "rounds.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + torn)
+    with ActiveRun(reopen(tmp_path / "run"), tmp_path / "run", resume=True) as active:
+        train(active, stop=lambda: True)
+        result = active.finish().result
+    assert result["rounds"] == 3
+    assert {name: result[name] for name in ("model", "privacy", "communication")} == {
+        name: whole[name] for name in ("model", "privacy", "communication")
+    }
+    assert path.read_text() == "".join(lines)
+
+
+def test_what_epsilon_does_not_cover_is_said(data: Path, tmp_path: Path) -> None:
+    private = go(experiment(data), tmp_path / "private").result["notes"]
+    assert "epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact" in private
+    assert not any("epsilon" in note for note in go(experiment(data, privacy={}), tmp_path / "open").result["notes"])
+
+
+def test_the_plan_and_the_loop_charge_the_same_event(data: Path, tmp_path: Path) -> None:
+    cohorts = ({"sampling": "all"}, {"sampling": "poisson", "rate": 0.5})
+    for number, (cohort, privacy) in enumerate((c, p) for c in cohorts for p in ({"silo": SILO}, {})):
+        config = experiment(data, cohort=cohort, privacy=privacy)
+        with ActiveRun(config, tmp_path / str(number)) as active:
+            assert active.plan.event == active.training.event

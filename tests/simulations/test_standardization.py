@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from client.examples import Examples, Shards
 from privacy.accountant import epsilon
 from privacy.events import Composed, Gaussian, Poisson, Repeated, Sampled
+from privacy.ledger import Ledger
+from server.store import StoreError
+from simulations.data.federation import build
 from simulations.running import ActiveRun, run, train
-from simulations.standardization import moments
+from simulations.standardization import moments, standardized
 from strategies.loading import parse
 from strategies.schema import ConfigError
 from strategies.standardize import Private
@@ -98,3 +101,40 @@ def test_a_budget_that_cannot_pay_the_moments_is_refused_before_they_are_release
     with pytest.raises(ConfigError, match=r"budget\.epsilon: 0\.1 is less than the .* that data\.standardize costs"):
         run(parse(experiment(budget={"epsilon": 0.1, "delta": 1e-4})), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"data": {"name": "digits", "silos": 100, "standardize": "keep"}}])
+def test_moments_of_a_changed_experiment_are_never_computed_under_an_old_charge(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Stopped before round 1 there is no checkpoint, but the moments are out: another seed or deal is another release.
+
+    Under the same noise, the difference of the two would even be without any.
+    """
+    with ActiveRun(parse(experiment()), tmp_path / "run") as active:
+        train(active, stop=lambda: True)
+        first = active.finish().result
+    assert first["privacy"]["silo"]["charged_rounds"] == 1
+    base = experiment()["data"]
+    assert isinstance(base, dict)
+    data = changes.get("data")
+    changed = changes | ({"data": data | {"standardize": base["standardize"]}} if isinstance(data, dict) else {})
+    kept = (tmp_path / "run" / "result.json").read_bytes()
+    with pytest.raises(StoreError, match="cannot go on, since its experiment or data changed"):
+        ActiveRun(parse(experiment(**changed)), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "result.json").read_bytes() == kept
+    with ActiveRun(parse(experiment()), tmp_path / "run", resume=True) as active:  # Unchanged, it goes on.
+        train(active)
+        assert active.finish().result["standardize"] == first["standardize"]
+
+
+def test_a_charge_for_something_else_does_not_pay_for_the_moments(tmp_path: Path) -> None:
+    config = parse(experiment())
+    ledger = Ledger(tmp_path / "ledger.jsonl", run="r", dataset="d")
+    ledger.reserve(1, Gaussian(2.0), unit="silo", neighbours="add_remove")
+    standardize, federation = config.data.standardize, build(config.data, seed=0)
+    assert isinstance(standardize, Private)
+    for _ in range(2):  # Once paid, it is paid.
+        standardized(federation, standardize, ledger, seed=0, unit="silo", neighbours="add_remove")
+        assert ledger.spent("silo") == [Gaussian(2.0), Gaussian(5.0)]
+    ledger.close()
