@@ -2,100 +2,74 @@
 
 One line per entry, appended and hash-chained. A `reserve` is on the disk, fsynced, before anything leaves a silo;
 `commit` says the round came to an end; `void` that provably nothing was released. Spent is every reserve without a
-void, so a crash can only overcount.
+void, and a torn last line counts as the dearest that it may have been, so a crash can only overcount.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import BinaryIO, Protocol, cast
 
-from privacy.events import Event, from_json, to_json
+from privacy.chain import GENESIS, Chain, Entry, Head, Kind, LedgerError, Loaded, load, read
+from privacy.events import Event
+from privacy.torn import Charge, worst
 
-Kind = Literal["reserve", "commit", "void"]
-GENESIS = "0" * 64
+__all__ = ["GENESIS", "Charge", "Entry", "Head", "Ledger", "LedgerError", "Loaded", "load", "read"]
 
-
-class LedgerError(ValueError):
-    """The ledger cannot be trusted or written; nothing may be released."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The last line of a ledger: its number (0 for an empty ledger) and the SHA-256 of its bytes."""
-
-    seq: int = 0
-    hash: str = GENESIS
+TORN = "(torn)"  # The run that a torn line is booked to: whose it was cannot be known.
+PATIENCE_S = 60.0  # A reserve in a shared ledger takes milliseconds; who holds it longer hangs.
+_POLL_S = 0.005
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of the ledger.
+class Reserve(Protocol):
+    """Something that has to be paid before a ledger's own reserve, such as a budget that several runs share."""
 
-    Attributes:
-        seq: from 1.
-        kind: reserve, commit or void.
-        round: the training round.
-        unit: whose privacy it is (`silo`).
-        neighbours: the relation its price is for.
-        event: what a reserve costs; None on the others.
-        reserve: the seq of the reserve that a commit or void closes; None on a reserve.
-    """
-
-    seq: int
-    kind: Kind
-    round: int
-    unit: str
-    neighbours: str
-    event: Event | None
-    reserve: int | None
+    def __call__(self, round_: int, event: Event, /, *, unit: str, neighbours: str) -> object: ...
 
 
-class Ledger:
+class Ledger(Chain):
     """An append-only file of entries, held by one process at a time.
 
     Args:
         path: the file; made when missing.
         run: which run it is, on every line.
         dataset: fingerprint of the data set, on every line.
+        told: what a torn last line may have reserved, besides what other lines of the file did.
+        first: paid before every reserve; what it raises, the reserve raises, and nothing is written.
+        shared: for several processes at a time: written only inside `locked`, and read there first.
 
     Raises:
-        LedgerError: held by another process, damaged in the middle, or not writable.
+        LedgerError: held by another process, damaged in the middle, torn with nobody knowing what it may have
+            reserved, or not writable.
     """
 
-    def __init__(self, path: Path, *, run: str, dataset: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        run: str,
+        dataset: str,
+        told: Sequence[Charge] = (),
+        first: Reserve | None = None,
+        shared: bool = False,
+    ) -> None:
+        super().__init__()
         self.path, self.run, self.dataset = path, run, dataset
-        try:
-            # Held for the life of the ledger: it carries the lock. Unbuffered: a line that failed to reach the disk
-            # must not stay behind in a buffer, to be written when nobody expects it.
-            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise LedgerError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise LedgerError(f"{path}: another process holds this ledger; wait for it or stop it") from error
-        self.entries: list[Entry] = []
-        self.head = Head()
-        self.runs: set[tuple[str, str]] = set()
-        """The run and the data set of every line that was there when it was opened."""
-        self._open: dict[int, Entry] = {}  # Kept up to date by _record, so that a round costs no walk over the file.
-        self._spent: dict[int, Entry] = {}
-        self._charges: Counter[str] = Counter()
+        self._told, self._first = tuple(told), first
+        self._end = 0  # Of the last line that was read or written.
         self._broken = False
+        self._file = _opened(path)
         try:
+            if not shared:
+                self._hold()
             _fsync_folder(path.parent)
-            self._read()
+            if not shared:
+                self._read()
         except OSError as error:
             self._file.close()
             raise LedgerError(f"{path}: cannot be used ({error.strerror}); mend the disk or choose another") from error
@@ -105,6 +79,8 @@ class Ledger:
 
     def reserve(self, round_: int, event: Event, *, unit: str, neighbours: str) -> Entry:
         """Writes down what a round will cost; returns only when it is on the disk."""
+        if self._first is not None:
+            self._first(round_, event, unit=unit, neighbours=neighbours)
         return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)
 
     def commit(self, entry: Entry) -> Entry:
@@ -115,17 +91,23 @@ class Ledger:
         """Takes a reserve back; only where provably nothing was released."""
         return self._close("void", entry)
 
-    def spent(self, unit: str) -> list[Event]:
-        """Every event that counts for a unit: all reserves that were not voided, committed or not."""
-        return [entry.event for entry in self._spent.values() if entry.unit == unit and entry.event is not None]
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds a shared ledger alone, and knows what others have written to it meanwhile.
 
-    def charges(self, unit: str) -> int:
-        """How many events count for a unit."""
-        return self._charges[unit]
-
-    def open_reserves(self) -> list[Entry]:
-        """Reserves neither committed nor voided."""
-        return list(self._open.values())
+        Raises:
+            LedgerError: held for a minute by another process, damaged, or replaced by another file.
+        """
+        self._wait()
+        try:
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+                raise LedgerError(f"{self.path}: was replaced while a run used it; restore it and resume the run")
+            self._read()
+            yield
+        except OSError as error:
+            raise LedgerError(f"{self.path}: cannot be used ({error.strerror}); mend the disk or restore it") from error
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Lets the file and its lock go."""
@@ -146,26 +128,11 @@ class Ledger:
         event: Event | None = None,
         reserve: int | None = None,
     ) -> Entry:
-        entry = Entry(self.head.seq + 1, kind, round_, unit, neighbours, event, reserve)
-        record: dict[str, Any] = {
-            "seq": entry.seq,
-            "prev_hash": self.head.hash,
-            "kind": kind,
-            "run": self.run,
-            "round": round_,
-            "unit": unit,
-            "neighbours": neighbours,
-            "dataset": self.dataset,
-            "time": round(time.time(), 3),
-        }
-        if event is not None:
-            record["event"] = to_json(event)
-        if reserve is not None:
-            record["reserve"] = reserve
-        line = _dump(record | {"check": _check(record)})
+        entry = Entry(self.head.seq + 1, kind, round_, unit, neighbours, event, reserve, self.run)
+        line = self.line(entry, dataset=self.dataset)
         # A commit or a void that a crash takes back only overcounts, and the next reserve makes it durable too.
         self._write(line + b"\n", durable=kind == "reserve")
-        self._record(entry, line)
+        self.record(entry, line)
         return entry
 
     def _write(self, data: bytes, *, durable: bool) -> None:
@@ -175,94 +142,89 @@ class Ledger:
         """
         if self._broken:
             raise LedgerError(f"{self.path}: an earlier write failed; open the ledger anew before anything is released")
-        size = os.fstat(self._file.fileno()).st_size
         try:
-            written = 0
-            while written < len(data):  # A disk that fills up takes a part of it.
-                written += self._file.write(data[written:])
+            self._put(data)
             if durable:
                 os.fsync(self._file.fileno())
         except OSError as error:
             self._broken = True
             with contextlib.suppress(OSError):  # If the line stays, it counts: too much, never too little.
-                self._file.truncate(size)
+                self._file.truncate(self._end)
             raise LedgerError(f"{self.path}: write failed ({error.strerror}); nothing was released") from error
+        self._end += len(data)
 
-    def _record(self, entry: Entry, line: bytes) -> None:
-        self.entries.append(entry)
-        self.head = Head(entry.seq, hashlib.sha256(line).hexdigest())
-        if entry.kind == "reserve":
-            self._open[entry.seq] = self._spent[entry.seq] = entry
-            self._charges[entry.unit] += 1
-        elif entry.reserve is not None:
-            self._open.pop(entry.reserve, None)
-            if entry.kind == "void" and self._spent.pop(entry.reserve, None) is not None:
-                self._charges[entry.unit] -= 1
+    def _put(self, data: bytes) -> None:
+        self._file.seek(self._end)
+        written = 0
+        while written < len(data):  # A disk that fills up takes a part of it.
+            written += self._file.write(data[written:])
 
     def _read(self) -> None:
-        self._file.seek(0)
-        raw = self._file.read()
-        *whole, torn = raw.split(b"\n")
+        """Takes in what was added to the file since the last look."""
+        self._file.seek(0, os.SEEK_END)
+        if self._file.tell() < self._end:
+            raise LedgerError(f"{self.path}: lines were cut while a run used it; restore the file from a copy")
+        self._file.seek(self._end)
+        *whole, torn = self._file.read().split(b"\n")
         for line in whole:
-            self._accept(line)
+            self.record(self.parse(line, f"{self.path}:{self.head.seq + 1}"), line)
+            self._end += len(line) + 1
         if torn:
-            self._quarantine(torn, keep=len(raw) - len(torn))
+            self._settle(torn)
 
-    def _accept(self, line: bytes) -> None:
-        where = f"{self.path}:{self.head.seq + 1}"
-        try:
-            record = json.loads(line)
-            event = from_json(record["event"]) if "event" in record else None
-            entry = Entry(
-                record["seq"],
-                record["kind"],
-                record["round"],
-                record["unit"],
-                record["neighbours"],
-                event,
-                record.get("reserve"),
-            )
-            chained = record["prev_hash"] == self.head.hash and entry.seq == self.head.seq + 1
-            whole = record.pop("check") == _check(record)
-            self.runs.add((record["run"], record["dataset"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise LedgerError(f"{where}: not a ledger line ({error}); restore the file from a copy") from error
-        if not (chained and whole and self._allowed(entry)):
-            raise LedgerError(f"{where}: the hash chain is broken; the file was edited, restore it from a copy")
-        self._record(entry, line)
+    def _settle(self, torn: bytes) -> None:
+        """Charges what a torn last line may have reserved, in its place: at no instant is it neither torn nor charged.
 
-    def _allowed(self, entry: Entry) -> bool:
-        """Whether an entry of its kind may come here: only an open reserve takes a commit or a void."""
-        if entry.kind == "reserve":
-            return entry.event is not None and entry.reserve is None
-        return entry.kind in ("commit", "void") and entry.event is None and entry.reserve in self._open
-
-    def _quarantine(self, torn: bytes, keep: int) -> None:
-        """Sets a torn last line aside.
-
-        Every append is flushed before anything is released, so a torn line was never acted on; it is kept in a file of
-        its own for a reader who wants to see it.
+        A copy of it is kept in a file of its own for a reader who wants to see it.
         """
+        known = [Charge(entry.unit, entry.neighbours, entry.event) for entry in self.entries if entry.event is not None]
+        charges = worst([*known, *self._told])
+        if not charges:
+            raise LedgerError(
+                f"{self.path}: the last line is torn, and nothing says what it may have reserved; "
+                f"charge it with: confide ledger mend {self.path} --as EVENT"
+            )
         with open(self.path.with_name(self.path.name + ".torn"), "ab") as aside:
             aside.write(torn + b"\n")
-        self._file.truncate(keep)
+        start, round_ = self._end, self.entries[-1].round if self.entries else 0
+        data = b""
+        for charge in charges:
+            entry = Entry(
+                self.head.seq + 1, "reserve", round_, charge.unit, charge.neighbours, charge.event, None, TORN, True
+            )
+            line = self.line(entry, dataset=self.dataset)
+            self.record(entry, line)
+            data += line + b"\n"
+        self._put(data)
+        self._end = start + len(data)
+        self._file.truncate(self._end)
         os.fsync(self._file.fileno())
 
+    def _hold(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LedgerError(f"{self.path}: another process holds this ledger; wait for it or stop it") from error
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a ledger as plain mappings, unchecked; for showing, not for trusting."""
-    with open(path, "rb") as file:
-        for line in file:
-            yield json.loads(line)
+    def _wait(self) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._hold()
+            except LedgerError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
 
 
-def _dump(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, sort_keys=True, allow_nan=False).encode()
-
-
-def _check(record: dict[str, Any]) -> str:
-    """A line's own check sum; the chain says nothing yet of the last line."""
-    return hashlib.sha256(_dump(record)).hexdigest()[:16]
+def _opened(path: Path) -> BinaryIO:
+    try:
+        # Unbuffered: a line that failed to reach the disk must not stay behind in a buffer, to be written when nobody
+        # expects it. Not in append mode: a torn line is written over.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return cast(BinaryIO, os.fdopen(descriptor, "r+b", buffering=0))
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from privacy import streams
+from privacy.account import BudgetSpent
 from privacy.accountant import Neighbours, epsilon
 from privacy.events import Composed, Event, NonPrivate, Repeated
 from privacy.ledger import Entry, Ledger
@@ -33,10 +34,6 @@ from server.unchanged import unchanged
 from strategies.base import State, Strategy
 
 UNIT = "silo"
-
-
-class BudgetSpent(Exception):
-    """The next round would pass the budget; nothing of it was asked or charged."""
 
 
 class Diverged(Exception):
@@ -161,12 +158,11 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         Diverged: when the model is no longer finite.
     """
     done, state = resume(training, link, store, ledger)
-    odometer = Odometer(
-        training.event, training.neighbours, training.delta, training.rounds, training.budget, training.before
-    )
+    before = _before(training, ledger)
+    odometer = Odometer(training.event, training.neighbours, training.delta, training.rounds, training.budget, before)
     phases = Phases()
     for round_ in range(done + 1, training.rounds + 1):
-        charges = ledger.charges(UNIT) - len(training.before)
+        charges = ledger.charges(UNIT) - len(before)
         _afford(training, odometer, charges + 1, round_)
         phases.begin()
         entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)
@@ -187,6 +183,11 @@ def final_epsilon(training: Training, ledger: Ledger) -> Any:
     counts = Counter(ledger.spent(UNIT))
     history = Composed(tuple(Repeated(event, times) for event, times in counts.items()))
     return epsilon(history, training.delta, neighbours=training.neighbours)
+
+
+def _before(training: Training, ledger: Ledger) -> tuple[Event, ...]:
+    """What the ledger holds that is no round: releases before round 1, and what a torn line may have been."""
+    return tuple(event for event in ledger.spent(UNIT) if event != training.event)
 
 
 def _afford(training: Training, odometer: Odometer, charges: int, round_: int) -> None:

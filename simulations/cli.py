@@ -12,20 +12,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from simulations.commands import FAILED, INTERRUPTED, OK, REFUSED
+from simulations.commands import BUDGET, FAILED, INTERRUPTED, OK, REFUSED
 from simulations.commands import compare as compare_
 from simulations.commands import config as config_
 from simulations.commands import data as data_
 from simulations.commands import doctor as doctor_
 from simulations.commands import epsilon as epsilon_
 from simulations.commands import init as init_
+from simulations.commands import ledger as ledger_
 from simulations.commands import listing as list_
 from simulations.commands import plan as plan_
 from simulations.commands import predict as predict_
 from simulations.commands import report as report_
 from simulations.commands import run as run_
 
-COMMANDS = (run_, plan_, epsilon_, compare_, predict_, report_, init_, config_, list_, data_, doctor_)
+COMMANDS = (run_, plan_, epsilon_, compare_, ledger_, predict_, report_, init_, config_, list_, data_, doctor_)
 
 # Named, not imported: most of these modules import torch, and an error can only come from a module that is loaded.
 ERRORS = {
@@ -33,7 +34,8 @@ ERRORS = {
     ("strategies.plugins", "PluginError"): REFUSED,
     ("client.errors", "DataError"): REFUSED,
     ("privacy.terms", "Unpriceable"): REFUSED,
-    ("privacy.ledger", "LedgerError"): REFUSED,
+    ("privacy.chain", "LedgerError"): REFUSED,
+    ("privacy.account", "BudgetSpent"): BUDGET,
     ("server.store", "StoreError"): REFUSED,
     ("server.checkpoint", "CheckpointError"): REFUSED,
     ("simulations.commands.runs", "RunError"): REFUSED,

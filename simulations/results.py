@@ -80,7 +80,7 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
 def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
     silo = active.experiment.privacy.silo
     if silo is None:
-        return {"silo": None, "example": None, "measured": None}
+        return {"silo": None, "example": None, "measured": None, "cumulative": None}
     spent = final_epsilon(active.training, active.ledger)
     claimed = {
         "epsilon_lower": _number(spent.lower),
@@ -98,7 +98,15 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
     if canaries and bool(change.any()):
         measured = asdict(measure(change, seed=active.experiment.seed, canaries=canaries, delta=silo.delta))
         measured |= {name: _number(measured[name]) for name in ("epsilon", "lower", "upper")}
-    return {"silo": claimed, "example": None, "measured": measured}
+    return {"silo": claimed, "example": None, "measured": measured, "cumulative": _cumulative(active)}
+
+
+def _cumulative(active: ActiveRun) -> dict[str, Any] | None:
+    """What all runs with a budget have spent on this data set; None for a run without one."""
+    if active.account is None:
+        return None
+    total = asdict(active.account.total())
+    return total | {"epsilon_upper": _number(total["epsilon_upper"])}
 
 
 def _updates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

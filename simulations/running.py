@@ -13,15 +13,16 @@ from typing import Any
 import torch
 
 from client.tables import Table
+from privacy.account import BudgetSpent
 from privacy.ledger import Ledger
 from server import loop
 from server.canaries import CanaryLink
 from server.checkpoint import Checkpoint
 from server.link import Link
-from server.loop import BudgetSpent, RoundResult, Training
+from server.loop import RoundResult, Training
 from server.store import RunStore
 from server.unchanged import unchanged
-from simulations import planning, results, standardization
+from simulations import accounts, planning, results, standardization
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from simulations.engines.local import LocalLink
@@ -115,10 +116,23 @@ class ActiveRun:
             self.store = opened.enter_context(closing(RunStore(folder, resume=resume)))
             if not resume:
                 self.store.begin(yaml_of(encode(experiment)))
-            ledger = Ledger(self.store.ledger, run=digest(experiment), dataset=self.federation.fingerprint)
+            fingerprint = self.federation.fingerprint
+            self.account = accounts.open_account(experiment, self.plan, folder, fingerprint=fingerprint)
+            """The budget of the data set, where the run has one."""
+            if self.account is not None:
+                opened.enter_context(closing(self.account))
+            ledger = Ledger(
+                self.store.ledger,
+                run=digest(experiment),
+                dataset=fingerprint,
+                told=accounts.charges(self.plan),
+                first=self.account.reserve if self.account is not None else None,
+            )
             self.ledger = opened.enter_context(closing(ledger))
             if resume:  # Before anything is computed on other rows, or with other settings, under the same noise.
                 self.store.cut(self._unchanged())
+            if self.account is not None:
+                self.account.settle(self.ledger.spent(loop.UNIT))
             self.released = self._standardize()
             """What features were standardised with, where the silos released it."""
             self.link = opened.enter_context(closing(self._link(plugins)))

@@ -46,7 +46,8 @@ def standardized(
         unit: whose privacy is charged.
         neighbours: the relation that epsilon is for.
     """
-    if not any(entry.kind == "reserve" and entry.round == ROUND for entry in ledger.entries):
+    paid = [entry for entry in ledger.counted() if entry.unit == unit and entry.round == ROUND and not entry.torn]
+    if not paid:
         ledger.reserve(ROUND, cost(standardize), unit=unit, neighbours=neighbours)
     constants = moments(federation.train, standardize, seed=seed)
     for entry in ledger.open_reserves():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,15 @@ settings.register_profile("confide", settings.default, deadline=None)
 settings.load_profile("confide")
 
 COMPLETE = os.environ.get("CONFIDE_INTEGRATION") == "1"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's folder for every test, so that no budget of one is spent by another, nor by whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("CONFIDE_HOME", str(folder))
+        yield folder
 
 
 @pytest.hookimpl(wrapper=True)

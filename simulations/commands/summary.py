@@ -59,6 +59,10 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     relation = output.RELATIONS[claimed["neighbours"]]
     note = f"; {claimed['note']}" if claimed["note"] else ""
     yield "epsilon claimed", f"{value} at delta {output.short(claimed['delta'])}, for {relation}{note}"
+    cumulative = result["privacy"].get("cumulative")
+    if cumulative is not None:
+        runs = f"{cumulative['runs']} run{'' if cumulative['runs'] == 1 else 's'}"
+        yield "epsilon of data", f"{output.at_most(cumulative['epsilon_upper'])}, by {runs} with a budget on this data"
     if measured is not None:
         interval = f"{output.short(measured['lower'])} to {output.short(measured['upper'])}"
         yield (

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from privacy.chain import check as _check
 from privacy.events import Event, Gaussian, NonPrivate, Poisson, Sampled, to_json
-from privacy.ledger import GENESIS, Entry, Head, Ledger, LedgerError, _check, read
+from privacy.ledger import GENESIS, Entry, Head, Ledger, LedgerError, read
 
 EVENT = Sampled(Poisson(0.1), Gaussian(1.5))
 
@@ -138,7 +139,7 @@ def test_reopening_gives_back_every_entry_and_goes_on(path: Path) -> None:
 
 
 operations = st.lists(
-    st.tuples(st.sampled_from(["reserve", "commit", "void", "reopen", "torn"]), st.integers(1, 50)), max_size=15
+    st.tuples(st.sampled_from(["reserve", "commit", "void", "reopen"]), st.integers(1, 50)), max_size=15
 )
 
 
@@ -154,11 +155,8 @@ def test_whatever_happens_spent_is_never_lower_after_reopening(steps: list[tuple
             if kind == "reserve":
                 entry = reserve(ledger, number, Gaussian(number / 7))
                 model[entry.seq] = Gaussian(number / 7)
-            elif kind in ("reopen", "torn"):
+            elif kind == "reopen":
                 ledger.close()
-                if kind == "torn":
-                    with open(path, "ab") as file:
-                        file.write(b'{"check": "00", "kind": "void", "reserve": 1'[:number])
                 ledger = Ledger(path, run="demo", dataset="d")
                 assert ledger.open_reserves() == waiting
             elif waiting:
@@ -170,23 +168,6 @@ def test_whatever_happens_spent_is_never_lower_after_reopening(steps: list[tuple
             assert ledger.charges("silo") == len(model)
         ledger.close()
         assert spent(path) == list(model.values())
-
-
-def test_a_torn_last_line_of_any_length_is_set_aside(tmp_path: Path) -> None:
-    whole = filled(tmp_path / "whole")
-    kept = whole[: whole.rstrip(b"\n").rindex(b"\n") + 1]
-    last = whole[len(kept) :]
-    for length in range(len(last)):  # The last newline alone missing too: the line was never acknowledged.
-        path = tmp_path / f"torn{length}"
-        path.write_bytes(kept + last[:length])
-        assert spent(path) == [EVENT]
-        assert path.read_bytes() == kept
-        aside = path.with_name(path.name + ".torn")
-        assert (aside.read_bytes() if length else b"\n") == last[:length] + b"\n"
-        if length in (1, len(last) - 1):
-            with opened(path) as ledger:
-                reserve(ledger, 4)
-            assert spent(path) == [EVENT, EVENT]
 
 
 @pytest.mark.parametrize("line", range(4))

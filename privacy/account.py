@@ -1,0 +1,166 @@
+"""A budget that belongs to the data: one ledger per data set, in which every run with a budget reserves first.
+
+Two runs on one data set add up, and of two that race for the last round one gets it: what is spent is read, the price
+is looked at and the reserve is written under one lock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from privacy.accountant import Neighbours, epsilon
+from privacy.checks import open_unit, positive
+from privacy.events import Composed, Event, Repeated
+from privacy.ledger import TORN, Ledger, LedgerError
+
+_AHEAD = 64  # Rounds that one price answers for, where the budget is far; near its end fewer.
+
+
+class BudgetSpent(Exception):
+    """The next round would pass the budget; nothing of it was asked or charged."""
+
+
+@dataclass(frozen=True)
+class Cumulative:
+    """What all runs with a budget have spent on a data set.
+
+    Attributes:
+        epsilon_upper: what is proved; infinite where something unprotected was released.
+        delta: at which it holds.
+        runs: how many runs there were.
+        charges: how many reserves.
+    """
+
+    epsilon_upper: float
+    delta: float
+    runs: int
+    charges: int
+
+
+class Account:
+    """The ledger of a data set, as one run sees it; the lock is held for a reserve, not for the run.
+
+    Args:
+        path: the data set's ledger; made when missing.
+        run: what tells this run from all others, the same when it is resumed.
+        dataset: fingerprint of the data set.
+        unit: whose budget it is; reserves of other units pass by.
+        neighbours: the relation that the budget is for.
+        delta: of the budget.
+        budget: epsilon that all runs together may spend.
+
+    Raises:
+        LedgerError: the file cannot be used, or holds charges for another relation.
+    """
+
+    def __init__(
+        self, path: Path, *, run: str, dataset: str, unit: str, neighbours: Neighbours, delta: float, budget: float
+    ) -> None:
+        positive(budget=budget)
+        open_unit(delta=delta)
+        self.run, self.unit, self.neighbours, self.delta, self.budget = run, unit, neighbours, delta, budget
+        self._affordable: Counter[Event] = Counter()
+        self._ledger = Ledger(path, run=run, dataset=dataset, shared=True)
+        try:
+            with self._ledger.locked():
+                self._spent()
+        except LedgerError:
+            self.close()
+            raise
+
+    def reserve(self, round_: int, event: Event, /, *, unit: str, neighbours: str) -> None:
+        """Charges a round to the data set; returns only when it is on the disk.
+
+        Raises:
+            BudgetSpent: all runs together would pass the budget; nothing was charged.
+            LedgerError: the ledger cannot be used.
+        """
+        if unit != self.unit:
+            return
+        with self._ledger.locked():
+            spent = self._spent()
+            if not self._affords(spent, event):
+                raise BudgetSpent(self._refusal(round_, spent, event))
+            self._ledger.reserve(round_, event, unit=unit, neighbours=neighbours)
+
+    def settle(self, own: Sequence[Event]) -> None:
+        """Charges what this run's own ledger holds and the data set's does not.
+
+        So a run counts in full that goes on with another, or a lost, ledger of its data set. What was released is
+        charged whatever the budget; what is charged already is not charged again.
+        """
+        with self._ledger.locked():
+            self._spent()
+            mine = Counter(entry.event for entry in self._ledger.counted() if self._is_mine(entry.run, entry.unit))
+            for event, times in Counter(own).items():
+                for _ in range(times - mine[event]):
+                    self._ledger.reserve(0, event, unit=self.unit, neighbours=self.neighbours)
+
+    def total(self) -> Cumulative:
+        """What all runs have spent up to now."""
+        with self._ledger.locked():
+            spent = self._spent()
+            runs = {entry.run for entry in self._ledger.counted() if entry.unit == self.unit and not entry.torn}
+        return Cumulative(self._price(spent), self.delta, len(runs), spent.total())
+
+    def close(self) -> None:
+        """Lets the file go."""
+        self._ledger.close()
+
+    def _is_mine(self, run: str, unit: str) -> bool:
+        return run == self.run and unit == self.unit
+
+    def _spent(self) -> Counter[Event]:
+        """All that counts, by event.
+
+        Raises:
+            LedgerError: a charge is for another relation; no epsilon covers both.
+        """
+        counts: Counter[Event] = Counter()
+        for entry in self._ledger.counted():
+            if entry.unit != self.unit or entry.event is None:
+                continue
+            if entry.neighbours != self.neighbours:
+                raise LedgerError(
+                    f"{self._ledger.path}: {entry.run} spent from this data set's budget for neighbours: "
+                    f"{entry.neighbours}, which does not add up with {self.neighbours}; set privacy.silo.neighbours: "
+                    f"{entry.neighbours}, or remove budget"
+                )
+            counts[entry.event] += 1
+        return counts
+
+    def _affords(self, spent: Counter[Event], event: Event) -> bool:
+        """Whether one more `event` keeps the budget; one price answers for many rounds, as fewer cost less."""
+        wanted = spent + Counter([event])
+        if wanted <= self._affordable:
+            return True
+        ahead = _AHEAD
+        while ahead:
+            history = spent + Counter({event: ahead})
+            if self._price(history) <= self.budget:
+                self._affordable = history
+                return True
+            ahead //= 2
+        return False
+
+    def _price(self, spent: Counter[Event]) -> float:
+        history = Composed(tuple(Repeated(event, times) for event, times in spent.items()))
+        return epsilon(history, self.delta, neighbours=self.neighbours).upper
+
+    def _refusal(self, round_: int, spent: Counter[Event], event: Event) -> str:
+        after = self._price(spent + Counter([event]))
+        others = Counter(
+            entry.run for entry in self._ledger.counted() if entry.unit == self.unit and entry.run != self.run
+        )
+        named = ", ".join(f"{'a torn line' if run == TORN else run} ({times})" for run, times in others.most_common(5))
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        since = f"; charged to this data set by other runs: {named}{more}" if others else ""
+        return (
+            f"round {round_} would bring epsilon of all runs on this data to "
+            f"{'infinity' if math.isinf(after) else round(after, 4)}, above the budget of {self.budget}; "
+            f"stopped after round {max(round_ - 1, 0)}{since}"
+        )

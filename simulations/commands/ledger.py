@@ -1,0 +1,196 @@
+"""`confide ledger`: shows, verifies, exports and mends what was charged."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from privacy.terms import Neighbours
+from simulations.commands import FAILED, OK, output
+from simulations.commands.shared import format_argument
+from strategies.schema import ConfigError
+
+if TYPE_CHECKING:
+    from privacy.chain import Entry
+    from privacy.events import Event
+
+NAME = "ledger"
+HELP = "show, verify or export what was charged"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    what = parser.add_subparsers(metavar="WHAT", required=True, dest="what")
+    for name, help_ in (
+        ("show", "charges by unit and event, and their epsilon"),
+        ("verify", "check chain, heads and epsilon; exit code 1 where something is wrong"),
+        ("export", "the events as JSON of dp-accounting's named tuples"),
+    ):
+        sub = what.add_parser(name, help=help_, allow_abbrev=False)
+        sub.add_argument("path", metavar="RUN|FILE", type=Path, help="the folder of a run, or a ledger's file")
+        if name != "export":
+            sub.add_argument("--delta", metavar="D", type=float, help="of epsilon; default: the run's")
+            format_argument(sub)
+    mend = what.add_parser("mend", help="charge a torn last line of which nothing is known", allow_abbrev=False)
+    mend.add_argument("path", metavar="FILE", type=Path, help="a ledger's file")
+    mend.add_argument("--as", metavar="EVENT", dest="event", required=True, help="JSON as in the lines of a ledger")
+    mend.add_argument("--unit", default="silo", help="default: silo")
+    mend.add_argument("--neighbours", choices=get_args(Neighbours), default="add_remove", help="default: add_remove")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Does what WHAT says."""
+    if getattr(args, "delta", None) is not None and not 0 < args.delta < 1:
+        raise ConfigError([f"--delta: must be > 0 and < 1, got {args.delta:g}"])
+    return {"show": show, "verify": verify, "export": export, "mend": mend}[args.what](args)
+
+
+def show(args: argparse.Namespace) -> int:
+    """Prints a line per unit, relation and event, and epsilon per unit."""
+    from privacy.chain import load
+    from simulations.ledgers import delta_of, find, groups, price
+
+    place = find(args.path)
+    loaded = load(place.ledger)
+    delta = args.delta if args.delta is not None else delta_of(place)
+    still_open = {entry.seq for entry in loaded.chain.open_reserves()}
+    found = []
+    for (unit, neighbours), events in groups(loaded.chain.counted()).items():
+        bracket = None if delta is None else price(events, delta, neighbours=neighbours)
+        found.append(
+            {
+                "unit": unit,
+                "neighbours": neighbours,
+                "delta": delta,
+                "epsilon_lower": None if bracket is None else output.finite(bracket.lower),
+                "epsilon_upper": None if bracket is None else output.finite(bracket.upper),
+                "note": "" if bracket is None else bracket.note,
+                "events": [_row(event, entries, still_open) for event, entries in events.items()],
+            }
+        )
+    if args.format == "json":
+        torn = {"torn_line": bool(loaded.torn), "head": vars(loaded.chain.head)}
+        print(output.document({"ledger": str(place.ledger), "units": found, **torn}))
+    else:
+        print("\n\n".join(_tables(found, place.ledger, loaded.chain.head.seq, torn=bool(loaded.torn))))
+    return OK
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Prints what is wrong with a ledger."""
+    from simulations.ledgers import find
+    from simulations.ledgers import verify as check
+
+    verdict = check(find(args.path), args.delta)
+    if args.format == "json":
+        spent = verdict.epsilon or {}
+        found = {
+            "ledger": str(verdict.ledger),
+            "ok": not verdict.problems,
+            "problems": list(verdict.problems),
+            "checked": list(verdict.checked),
+            "head": vars(verdict.head),
+            "charges": dict(verdict.charges),
+            "torn_line": verdict.torn,
+            "epsilon_upper": {name: output.finite(value) for name, value in spent.items()},
+        }
+        print(output.document(found))
+    else:
+        lines = [f"wrong: {problem}" for problem in verdict.problems]
+        print("\n".join(lines or [f"{verdict.ledger}: whole, {verdict.head.seq} lines"]))
+        print(f"looked at: {', '.join(verdict.checked)}")
+    return FAILED if verdict.problems else OK
+
+
+def export(args: argparse.Namespace) -> int:
+    """Prints the events in dp-accounting's words."""
+    from privacy.chain import load
+    from privacy.export import as_json
+    from simulations.ledgers import find
+
+    loaded = load(find(args.path).ledger)
+    if loaded.torn:
+        raise ConfigError([f"{args.path}: the last line is torn, and not charged yet; see: confide ledger verify"])
+    print(output.document(as_json(loaded.chain.counted())))
+    return OK
+
+
+def mend(args: argparse.Namespace) -> int:
+    """Charges a torn last line as EVENT, together with all that the ledger itself knows."""
+    from privacy.events import from_json
+    from privacy.ledger import Charge, Ledger, load
+
+    try:
+        event = from_json(json.loads(args.event))
+    except ValueError as error:
+        raise ConfigError([f"--as: {error}; copy the event of a line of some ledger"]) from error
+    loaded = load(args.path)
+    if not loaded.torn:
+        raise ConfigError([f"{args.path}: its last line is not torn; nothing to mend"])
+    before = len(loaded.chain.entries)
+    ledger = Ledger(args.path, run="(mend)", dataset="", told=[Charge(args.unit, args.neighbours, event)])
+    charged = len(ledger.entries) - before
+    ledger.close()
+    print(f"{args.path}: the torn line is charged as {charged} reserve{'' if charged == 1 else 's'}")
+    return OK
+
+
+def _row(event: Event, entries: Sequence[Entry], still_open: set[int]) -> dict[str, Any]:
+    from privacy.events import to_json
+
+    rounds = sorted(entry.round for entry in entries)
+    return {
+        "event": to_json(event),
+        "first_round": rounds[0],
+        "last_round": rounds[-1],
+        "charges": len(entries),
+        "open": sum(entry.seq in still_open for entry in entries),
+        "torn": sum(entry.torn for entry in entries),
+        "runs": len({entry.run for entry in entries if not entry.torn}),
+    }
+
+
+def _tables(units: Sequence[Mapping[str, Any]], ledger: Path, lines: int, *, torn: bool) -> Iterator[str]:
+    for unit in units:
+        relation, delta = output.RELATIONS.get(unit["neighbours"], unit["neighbours"]), unit["delta"]
+        spent = f"{output.bracket(unit['epsilon_lower'], unit['epsilon_upper'])} at delta {output.short(delta)}"
+        pairs = [("unit", unit["unit"]), ("protects", relation)]
+        pairs += [("epsilon", spent if delta is not None else "give --delta")]
+        rows = [
+            [_words(row["event"]), _span(row), *(str(row[name]) for name in ("charges", "open", "torn", "runs"))]
+            for row in unit["events"]
+        ]
+        table = output.table(["event", "rounds", "charges", "open", "torn", "runs"], rows, left=2)
+        yield f"{output.facts(pairs + ([('note', unit['note'])] if unit['note'] else []))}\n\n{table}"
+    last = "torn: not charged yet, see confide ledger verify" if torn else "whole"
+    yield output.facts([("ledger", str(ledger)), ("lines", str(lines)), ("last line", last)])
+
+
+def _span(row: Mapping[str, Any]) -> str:
+    first, last = row["first_round"], row["last_round"]
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _words(event: Mapping[str, Any]) -> str:
+    """An event in a few words.
+
+    >>> _words({"kind": "gaussian", "noise_multiplier": 2.0})
+    'Gaussian 2'
+    """
+    match event:
+        case {"kind": "gaussian", "noise_multiplier": noise}:
+            return f"Gaussian {output.short(noise)}"
+        case {"kind": "non_private", "reason": reason}:
+            return f"not private: {reason}" if reason else "not private"
+        case {"kind": "sampled", "sampler": {"kind": "poisson", "rate": rate}, "event": inner}:
+            return f"{_words(inner)}, each silo with chance {output.short(rate)}"
+        case {"kind": "sampled", "sampler": {"size": size, "population": population}, "event": inner}:
+            return f"{_words(inner)}, {size} of {population}"
+        case {"kind": "composed", "events": events}:
+            return " and ".join(map(_words, events))
+        case {"kind": "repeated", "event": inner, "times": times}:
+            return f"{times} times ({_words(inner)})"
+    return json.dumps(event)
