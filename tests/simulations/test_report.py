@@ -174,7 +174,7 @@ def read(page: str) -> Reader:
         "93.3%",
         "on the public test set, loss 0.199",
         "ε ≤ 4.21 at δ = 10⁻⁴, for adding or removing one whole silo",
-        "ε lies between 4.191 and 4.202 (PLD)",
+        "ε lies between 4.191 and 4.202 (by privacy-loss distributions)",
         "ε ≈ 1.94 95% interval 1.01 to 2.95, from 64 canaries",
         "neither an upper nor a lower bound",
         "15.8 MB up, 31.6 MB down",
