@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -256,9 +257,10 @@ def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, An
 
 def _evaluate(training: Training, state: State, round_: int, phases: Phases) -> dict[str, Any]:
     due = round_ % training.every == 0 or round_ == training.rounds
-    measured = dict(training.evaluate(training.strategy.predictor(state))) if training.evaluate and due else {}
+    measured = training.evaluate(training.strategy.predictor(state)) if training.evaluate and due else {}
     phases.done("evaluate")
-    return measured
+    # A finite model may still have an infinite loss, and JSON has no infinity.
+    return {name: value if math.isfinite(value) else None for name, value in measured.items()}
 
 
 def _commit(

@@ -193,17 +193,17 @@ def ledger_remarks(run: Run, folder: Path) -> list[str]:
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
-        return [f"{path} is missing: nothing shows what was charged."]
+        return ["ledger.jsonl is missing: nothing shows what was charged."]
     seq = head["seq"]
     if seq and (len(lines) < seq or hashlib.sha256(lines[seq - 1]).hexdigest() != head["hash"]):
-        return [f"{path} is not the ledger that this result was written with: do not rely on either."]
+        return ["ledger.jsonl is not the ledger that this result was written with: do not rely on either."]
     try:
         kinds = [json.loads(line)["kind"] for line in lines[seq:]]
     except (ValueError, KeyError, TypeError):
-        return [f"{path} is damaged after line {seq}: do not rely on it."]
+        return [f"ledger.jsonl is damaged after line {seq}: do not rely on it."]
     if late := kinds.count("reserve"):
         return [
             f"The ledger charges {late:,} round{'' if late == 1 else 's'} more than this result knows of: the run went "
-            f"on after it, and costs more than is said here. End it with: confide run --resume {folder}"
+            f"on after it, and costs more than is said here. To end it, in its folder: confide run --resume ."
         ]
     return []

@@ -156,7 +156,7 @@ def describe(memory: Mapping[str, Any], folder: Path) -> str:
         [
             f"{run['run']} *" if run["run"] == name else run["run"],
             *(output.word(run["settings"][key]) for key in keys),
-            "withheld" if run["state"] == "withheld" else "diverged" if run["score"] is None else f"{run['score']:.4f}",
+            run["state"] if run["score"] is None else f"{run['score']:.4f}",
         ]
         for run in runs
     ]

@@ -243,11 +243,17 @@ def _score_stream(seed: int) -> torch.Generator:
     return streams.generator(seed, "noise", "score")
 
 
-def test_a_run_that_diverged_is_the_worst_and_ends_nothing(tmp_path: Path) -> None:
-    spec = dataclasses.replace(SPEC, over=("strategy.server.learning_rate=1.0,3.0e+38",), release="all")
-    memory = swept(tmp_path, spec)
-    states = {run["settings"]["strategy.server.learning_rate"]: run["state"] for run in memory["runs"]}
-    assert states == {1.0: "done", 3e38: "diverged"}
+@pytest.mark.parametrize(
+    ("clip_norm", "state"),
+    [(50.0, "diverged"), (0.5, "done")],  # A model beyond float32; one within it, but with a loss that is infinite.
+)
+def test_a_run_without_a_score_is_the_worst_and_ends_nothing(tmp_path: Path, clip_norm: float, state: str) -> None:
+    spec = dataclasses.replace(SPEC, over=("strategy.server.learning_rate=1.0,3.0e+38",), release="all", select="loss")
+    privacy = {"silo": CONFIG["privacy"]["silo"] | {"clip_norm": clip_norm}}
+    memory = swept(tmp_path, spec, CONFIG | {"privacy": privacy})
+    runs = {run["settings"]["strategy.server.learning_rate"]: run for run in memory["runs"]}
+    assert {value: run["state"] for value, run in runs.items()} == {1.0: "done", 3e38: state}
+    assert runs[3e38]["score"] is None
     assert memory["chosen"]["settings"] == {"strategy.server.learning_rate": 1.0}
 
 
