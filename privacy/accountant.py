@@ -16,13 +16,12 @@ from typing import get_args
 
 from privacy.checks import open_unit, positive
 from privacy.events import Composed, Event, Repeated
-from privacy.terms import History, Neighbours, Part, Unpriceable, history_of, lower_parts, upper_parts
+from privacy.terms import LEAST_NOISE, History, Neighbours, Part, Unpriceable, history_of, lower_parts, upper_parts
 
 __all__ = ["Bracket", "Neighbours", "Spend", "Unpriceable", "epsilon", "epsilon_curve", "noise_multiplier_for"]
 
 MEANINGLESS = 50.0  # At epsilon 50 an attacker's odds may change by e^50.
 _REPLACE_MEANINGLESS = 4 * MEANINGLESS  # The Renyi bound for replaced units passes through absence and is this loose.
-_LEAST_NOISE = 1e-6  # Epsilon is beyond 1e11 there; the formulas overflow further down.
 _CURVE_POINTS = 20
 _TOLERANCE = 1e-3
 _NOISE_RANGE = (1e-3, 1e6)
@@ -228,7 +227,7 @@ def _upper(history: History, delta: float, neighbours: Neighbours) -> tuple[floa
     from privacy import gaussian, pld, rdp
 
     parts = upper_parts(history, neighbours)  # First: a refusal must not depend on what else is in the history.
-    if history.non_private is not None or any(part.noise < _LEAST_NOISE for part in parts):
+    if history.non_private is not None or any(part.noise < LEAST_NOISE for part in parts):
         return math.inf, "none"
     if not parts:
         return 0.0, "exact"

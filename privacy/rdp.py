@@ -43,7 +43,7 @@ def epsilons(parts: Sequence[Part], delta: float, times: Array) -> Array:
     Returns:
         `(counts,)`, non-decreasing where `times` is.
     """
-    return _convert(times[:, None] * moments(parts), delta)
+    return convert(times[:, None] * moments(parts), delta)
 
 
 def moments(parts: Sequence[Part]) -> Array:
@@ -54,7 +54,7 @@ def moments(parts: Sequence[Part]) -> Array:
     return total
 
 
-def _convert(divergences: Array, delta: float) -> Array:
+def convert(divergences: Array, delta: float) -> Array:
     """Epsilon at delta, the best over orders; Canonne, Kamath & Steinke 2020 (arXiv 2004.00010), proposition 12.
 
     Args:

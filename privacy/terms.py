@@ -16,6 +16,7 @@ Neighbours: TypeAlias = Literal["add_remove", "zero_out", "replace"]
 """What may differ between two neighbouring data sets: a unit more or less, a unit's values all zero, other values."""
 
 MOST_NOISE = 1e6  # Releases of more noise differ by less than double precision resolves.
+LEAST_NOISE = 1e-6  # Epsilon is beyond 1e11 there; the formulas overflow further down.
 
 Law: TypeAlias = Literal["all", "poisson", "poisson_replace", "fixed_size"]
 

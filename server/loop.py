@@ -246,11 +246,10 @@ def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, An
 
 def _evaluate(training: Training, state: State, round_: int, phases: Phases) -> dict[str, Any]:
     due = round_ % training.every == 0 or round_ == training.rounds
-    measured = dict(training.evaluate(training.strategy.predictor(state))) if training.evaluate and due else {}
-    if not all(math.isfinite(value) for value in measured.values()):  # Its line has no JSON form, in no attempt.
-        raise Diverged(f"round {round_}: the loss is no longer finite; lower train.learning_rate or the server's")
+    measured = training.evaluate(training.strategy.predictor(state)) if training.evaluate and due else {}
     phases.done("evaluate")
-    return measured
+    # A finite model may still have an infinite loss, and JSON has no infinity.
+    return {name: value if math.isfinite(value) else None for name, value in measured.items()}
 
 
 def _commit(

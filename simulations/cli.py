@@ -18,6 +18,7 @@ from simulations.commands import config as config_
 from simulations.commands import data as data_
 from simulations.commands import doctor as doctor_
 from simulations.commands import epsilon as epsilon_
+from simulations.commands import explain as explain_
 from simulations.commands import init as init_
 from simulations.commands import ledger as ledger_
 from simulations.commands import listing as list_
@@ -25,8 +26,12 @@ from simulations.commands import plan as plan_
 from simulations.commands import predict as predict_
 from simulations.commands import report as report_
 from simulations.commands import run as run_
+from simulations.commands import sweep as sweep_
 
-COMMANDS = (run_, plan_, epsilon_, compare_, ledger_, predict_, report_, init_, config_, list_, data_, doctor_)
+COMMANDS = (
+    *(run_, sweep_, plan_, epsilon_, explain_, compare_, ledger_, predict_),
+    *(report_, init_, config_, list_, data_, doctor_),
+)
 
 # Named, not imported: most of these modules import torch, and an error can only come from a module that is loaded.
 ERRORS = {
@@ -39,6 +44,7 @@ ERRORS = {
     ("server.store", "StoreError"): REFUSED,
     ("server.checkpoint", "CheckpointError"): REFUSED,
     ("simulations.commands.runs", "RunError"): REFUSED,
+    ("simulations.report_run", "ReportError"): REFUSED,
     ("server.loop", "Diverged"): FAILED,
     ("simulations.engines.pool", "WorkerError"): FAILED,
 }

@@ -57,6 +57,24 @@ class Run:
         return found
 
     @property
+    def selection(self) -> Mapping[str, Any] | None:
+        """What choosing this run in a sweep cost; None where it was not chosen."""
+        found: Mapping[str, Any] | None = self.result["privacy"].get("selection")
+        return found
+
+    @property
+    def promised(self) -> Mapping[str, Any] | None:
+        """The claim for all that this run's release rests on: of a run that a sweep chose, the choice included."""
+        if self.claimed is None or self.selection is None:
+            return self.claimed
+        return {**self.claimed, **{name: self.selection[name] for name in ("epsilon_lower", "epsilon_upper")}}
+
+    @property
+    def standardized_privately(self) -> bool:
+        """Whether silos released moments to standardise features with."""
+        return self.result.get("standardize") is not None
+
+    @property
     def private_shown(self) -> bool:
         """Whether numbers computed on private rows may be shown: without privacy, or for research."""
         return self.claimed is None or self.section("metrics").get("privacy") == "research"

@@ -26,6 +26,7 @@ _CASES = {
     "zero_out": "with the silo’s update as with zeros in its place",
     "replace": "with the silo’s data as with any other data in its place",
 }
+_POWER = "e^ε"
 _ROUNDINGS = {"up": ROUND_CEILING, "down": ROUND_FLOOR, "near": ROUND_HALF_EVEN}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -105,7 +106,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def meaning(claimed: Mapping[str, Any]) -> Html:
+def promise(claimed: Mapping[str, Any]) -> str:
     """What a claimed epsilon promises one silo, in two sentences.
 
     A guess between two neighbouring worlds, each as likely as the other, is right with probability at most
@@ -114,18 +115,21 @@ def meaning(claimed: Mapping[str, Any]) -> Html:
     """
     epsilon, relation = claimed["epsilon_upper"], claimed["neighbours"]
     if epsilon is None:
-        return join(["No finite ε is proved: what this run released may say everything about a silo."])
+        return "No finite ε is proved: what this run released may say everything about a silo."
     times = number(math.exp(epsilon), rounding="up") if epsilon < 700 else number(None)
     wrong = (1 - claimed["delta"]) / (1 + math.exp(min(epsilon, 700.0)))
-    return join(
-        [
-            "No outcome of this run is more than e",
-            element("sup", {}, "ε"),
-            f" = {times} times as likely {_CASES[relation]}, or the other way round, apart from a probability of "
-            f"δ = {small(claimed['delta'])}. Somebody who knows everything else and must guess {_QUESTIONS[relation]}, "
-            f"both being equally likely, is wrong at least {_share(wrong)} of the time; a coin, half of the time.",
-        ]
+    return (
+        f"No outcome of this run is more than {_POWER} = {times} times as likely {_CASES[relation]}, or the other "
+        f"way round, apart from a probability of δ = {small(claimed['delta'])}. Somebody who knows everything else and "
+        f"must guess {_QUESTIONS[relation]}, both being equally likely, is wrong at least {_share(wrong)} of the "
+        "time; a coin, half of the time."
     )
+
+
+def meaning(claimed: Mapping[str, Any]) -> Html:
+    """`promise` for a page."""
+    before, power, after = promise(claimed).partition(_POWER)
+    return join([before, "e", element("sup", {}, "ε"), after]) if power else join([before])
 
 
 def _share(part: float) -> str:

@@ -64,7 +64,7 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
     metric = active.model.shape.metric
     measured: dict[str, Any] = {metric: None, "loss": None, "per_silo": None}
     if active.training.evaluate is not None:
-        measured |= active.training.evaluate(predictor)
+        measured |= {name: _number(value) for name, value in active.training.evaluate(predictor).items()}
     if active.records and active.federation.test is not None:
         instruction = active.experiment.strategy.instruct(state, active.experiment.rounds + 1)
         spread = active.link.evaluate(instruction, range(active.link.population))

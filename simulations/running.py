@@ -67,13 +67,19 @@ class Prepared:
     model: setup.Model
 
 
-def prepare(experiment: Experiment, *, table: Table | None = None) -> Prepared:
-    """Builds silos, plan and model; `table` holds the rows where the experiment says `data.name: dataset`.
+def prepare(experiment: Experiment, *, table: Table | None = None, federation: Federation | None = None) -> Prepared:
+    """Builds silos, plan and model.
+
+    Args:
+        experiment: what would run.
+        table: the rows where the experiment says `data.name: dataset`.
+        federation: its silos, where another experiment with the same `data` built them already.
 
     Raises:
         ValueError: data that cannot be had, or an experiment that does not fit it; one line.
     """
-    federation = build(experiment.data, seed=experiment.seed, table=table)
+    if federation is None:
+        federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
     plan = planning.plan(experiment, len(federation.train))
     return Prepared(federation, plan, _model(experiment, federation))

@@ -59,6 +59,9 @@ class Data:
     validation: float = key(0.0, at_least=0, below=1, help="fraction of each silo's rows held out to choose with")
     test: float = key(0.0, at_least=0, below=1, help="fraction of each silo's rows held out to test on")
     limit: int | None = key(None, at_least=1, help="use at most this many rows, drawn by the seed")
+    seed: int | None = key(
+        None, at_least=0, at_most=2**63 - 1, help="of order, public test and partition; null: the experiment's seed"
+    )
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,84 @@ MUTANTS = (
         'Update({"delta": after - start}',
         'Update({"delta": after}',
     ),
+    Mutant(
+        "sweep: choice for the price of a run",
+        "privacy/tuning.py",
+        "return one + (1 + self.eta) * lowest + math.log(self.mean) / (ORDERS - 1)",
+        "return one",
+    ),
+    Mutant(
+        "sweep: eta is not charged",
+        "privacy/tuning.py",
+        "one + (1 + self.eta) * lowest",
+        "one + lowest",
+    ),
+    Mutant(
+        "sweep: Poisson number without its delta",
+        "privacy/tuning.py",
+        "one + self.mean * delta + ",
+        "one + ",
+    ),
+    Mutant(
+        "sweep: the cheapest setting is charged",
+        "privacy/tuning.py",
+        "np.exp(scaled - top).mean(axis=0)",
+        "np.exp(scaled - top).min(axis=0)",
+    ),
+    Mutant(
+        "sweep: all released for the price of one",
+        "simulations/sweep_plan.py",
+        'if spec.release == "best":',
+        "if True:",
+    ),
+    Mutant(
+        "sweep: scores for free",
+        "simulations/sweep_plan.py",
+        "return Composed((plan.after(rounds), *score))",
+        "return plan.after(rounds)",
+    ),
+    Mutant(
+        "sweep: broken-off attempts for free",
+        "simulations/sweep.py",
+        "rounds=max(planned, charged)",
+        "rounds=planned",
+    ),
+    Mutant(
+        "sweep: silos dealt anew for every run",
+        "simulations/sweep_plan.py",
+        "replace(experiment, data=replace(experiment.data, seed=kept))",
+        "experiment",
+    ),
+    Mutant(
+        "sweep: losers stay",
+        "simulations/sweep_choice.py",
+        '            _withhold(folder / run["run"])\n',
+        "",
+    ),
+    Mutant(
+        "sweep: runs drawn again on resume",
+        "simulations/sweep_memory.py",
+        "if listed != [_planned(sweep, run) for run in sweep.drawn] or dataset != sweep.dataset:",
+        "if False:",
+    ),
+    Mutant(
+        "sweep: score without noise",
+        "simulations/sweep_score.py",
+        "GaussianSum(1.0, noise)}",
+        "GaussianSum(1.0, 1e-9)}",
+    ),
+    Mutant(
+        "explain: the choice is left out",
+        "simulations/report_run.py",
+        "if self.claimed is None or self.selection is None:",
+        "if True:",
+    ),
+    Mutant(
+        "explain: a ledger that went on passes",
+        "simulations/statement.py",
+        'if late := kinds.count("reserve"):',
+        'if late := 0 * kinds.count("reserve"):',
+    ),
 )
 
 

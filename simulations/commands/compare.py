@@ -45,7 +45,7 @@ def execute(args: argparse.Namespace) -> int:
     if keys:
         print("\nwhat differs")
         some = list(keys.items())[:SHOWN]
-        print(output.facts([(f"  {key}", " | ".join(map(_word, values))) for key, values in some]))
+        print(output.facts([(f"  {key}", " | ".join(map(output.word, values))) for key, values in some]))
         if len(keys) > SHOWN:
             print(f"  and {len(keys) - SHOWN} more keys")
     for line in warnings:
@@ -86,9 +86,3 @@ def _flat(section: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         at = f"{path}.{name}" if path else str(name)
         found |= _flat(value, at) if isinstance(value, Mapping) else {at: value}
     return found
-
-
-def _word(value: Any) -> str:
-    from strategies.words import spell
-
-    return "-" if value is None else spell(value)

@@ -81,6 +81,13 @@ def short(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
+def word(value: Any) -> str:
+    """The value of a key as a config spells it; a dash for none."""
+    from strategies.words import spell
+
+    return "-" if value is None else spell(value)
+
+
 def score(value: float | None) -> str:
     """A metric in four decimals, so that columns of it align; a dash for none."""
     return "-" if value is None else f"{value:.4f}"

@@ -91,7 +91,9 @@ def numbers(result: Result) -> dict[str, float | None]:
     metrics, privacy, sent = result["metrics"], result["privacy"], result["communication"]
     found: dict[str, float | None] = {metric(result): metrics[metric(result)], "loss": metrics["loss"]}
     if privacy["silo"] is not None:
-        found["epsilon"] = privacy["silo"]["epsilon_upper"]
+        found["epsilon"] = privacy.get("selection", privacy["silo"])[
+            "epsilon_upper"
+        ]  # Of a sweep: the choice included.
     if privacy["measured"] is not None:
         found["measured"] = privacy["measured"]["epsilon"]
     return found | {"bytes_up": sent["bytes_up"], "bytes_down": sent["bytes_down"], "seconds": result["seconds"]}

@@ -127,7 +127,7 @@ def build(config: Data, *, seed: int, table: Table | None = None) -> Federation:
 
     Args:
         config: the experiment's data section.
-        seed: the experiment's seed.
+        seed: the experiment's seed; `data.seed` takes its place here.
         table: rows already read (`client.files.read_dataset`), instead of what `config` names.
 
     Raises:
@@ -136,6 +136,7 @@ def build(config: Data, *, seed: int, table: Table | None = None) -> Federation:
     source, official = (table, None) if table is not None else read(config)
     if source.kind == "sequence" and config.standardize.name != "none":
         raise DataError("data.standardize: tokens are no quantities; use standardize: none for sequences")
+    seed = config.seed if config.seed is not None else seed
     order = torch.randperm(len(source), generator=generator(seed, "data", "order"))[: config.limit]
     public, order, notes = draw_public(config, source, official, order, seed)
     parts, silo_names, absent = deal(config, source, order, seed)

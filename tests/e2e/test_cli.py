@@ -183,3 +183,23 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     os.close(theirs)
     _, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (0, "")
+
+
+@pytest.mark.integration
+def test_a_sweep_that_a_signal_stopped_goes_on_and_its_choice_explains_itself(tmp_path):
+    argv = ["--over", "train.learning_rate=0.1,0.5", "--runs", "3", "--set", "rounds=20", "--out", "sweep"]
+    process = start(tmp_path, "sweep", "quickstart", *argv)
+    assert process.stderr.readline().startswith("run-1 of ")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130
+    assert "go on with: confide sweep --resume sweep" in err
+    drawn = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
+    code, out, err = confide(tmp_path, "sweep", "--resume", "sweep", "--format", "json")
+    assert code == 0, err
+    memory = json.loads(out)
+    assert [run["seed"] for run in memory["runs"]] == [run["seed"] for run in drawn]
+    code, out, err = confide(tmp_path, "explain", Path("sweep") / memory["chosen"]["run"])
+    assert (code, err) == (0, "")
+    assert "the sweep that it comes from included" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80

@@ -503,20 +503,6 @@ def test_a_damaged_checkpoint_stops_the_run_before_anything_is_changed(run: Run)
     assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_round(run: Run, loss: float) -> None:
-    seen: list[float] = []
-
-    def evaluate(model: Tensor) -> dict[str, float]:
-        seen.append(loss if len(seen) == 2 else 1.0)
-        return {"loss": seen[-1], "accuracy": 0.5}
-
-    with pytest.raises(Diverged, match="round 3: the loss is no longer finite"):
-        run.go(training(evaluate=evaluate))
-    assert [row["loss"] for row in run.rows()] == [1.0, 1.0]
-    assert run.charges() == 3
-
-
 def test_a_training_loss_that_is_not_finite_is_no_number_of_a_line(run: Run) -> None:
     class Diverging(Echo):
         def ask(self, *given: Any, record: bool) -> Iterator[Partial]:

@@ -174,7 +174,7 @@ def read(page: str) -> Reader:
         "93.3%",
         "on the public test set, loss 0.199",
         "ε ≤ 4.21 at δ = 10⁻⁴, for adding or removing one whole silo",
-        "ε lies between 4.191 and 4.202 (PLD)",
+        "ε lies between 4.191 and 4.202 (by privacy-loss distributions)",
         "ε ≈ 1.94 95% interval 1.01 to 2.95, from 64 canaries",
         "neither an upper nor a lower bound",
         "15.8 MB up, 31.6 MB down",
@@ -483,7 +483,7 @@ def test_moments_that_were_released_are_no_round(case: Case) -> None:
     assert "It covers 3 rounds" in case.text()
     case.result["standardize"] = {"mean": [0.3], "std": [1.0]}
     case.result["privacy"]["silo"] |= {"charged_rounds": 4}
-    assert "It covers the moments that features are standardised with, and 3 rounds" in case.text()
+    assert "It covers 3 rounds and one release of means and spreads" in case.text()
 
 
 def test_a_measurement_beside_a_claim_for_replaced_data_says_how_far_it_reaches(case: Case) -> None:

@@ -1,0 +1,148 @@
+"""What may be said of a run's privacy, and must be: the sentences that report and `confide explain` share.
+
+Each is plain text about one run, made from its files alone; nothing here decides what a number is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from simulations.report_run import Run
+from simulations.report_words import number, small
+
+NO_PRIVACY = "This run had no privacy: updates were neither clipped nor noised, so ε is infinite for every silo."
+NOTHING_CHARGED = "No round was charged: nothing was released, so ε is 0."
+SOUND = 0.01  # A p-value below this says that the canaries’ null does not hold.
+_METHODS = {
+    "exact": "by a closed formula",
+    "PLD": "by privacy-loss distributions",
+    "RDP": "by a general Renyi bound, which is never tight",
+}
+
+
+def claim(run: Run) -> str:
+    """The bracket, how it was found, and what it was charged for."""
+    claimed = run.claimed
+    if claimed is None:
+        return NO_PRIVACY
+    note = f" {claimed['note'][:1].upper()}{claimed['note'][1:]}." if claimed["note"] else ""
+    if claimed["epsilon_upper"] is None:
+        return f"Claimed: nothing.{note}"
+    lower, upper = number(claimed["epsilon_lower"], 4, "down"), number(claimed["epsilon_upper"], 4, "up")
+    noise, clip = f"{claimed['noise_multiplier']:.4g}", f"{claimed['clip_norm']:.4g}"
+    method = _METHODS.get(claimed["method"], claimed["method"])
+    return (
+        f"Claimed: ε lies between {lower} and {upper} ({method}); the upper end is what is proved. It covers "
+        f"{charged(run)}, with noise of {noise} times the clip norm of {clip}.{note}"
+    )
+
+
+def charged(run: Run) -> str:
+    """What the ledger charges: rounds, those broken off included, and moments to standardise with."""
+    total, rounds = (run.claimed or {"charged_rounds": 0})["charged_rounds"], len(run.rows)
+    moments = 1 if total and run.standardized_privately else 0
+    parts = [f"{rounds:,} round{'' if rounds == 1 else 's'}"]
+    broken = total - moments - rounds
+    if broken > 0:
+        them = "attempt that was" if broken == 1 else "attempts that were"
+        parts.append(f"{broken:,} {them} broken off, which may have been seen and so are paid again")
+    if moments:
+        parts.append("one release of means and spreads to standardise features with, charged as round 0")
+    return " and ".join(parts) if len(parts) < 3 else f"{parts[0]}, {parts[1]}, and {parts[2]}"
+
+
+def unmeasured(run: Run) -> str:
+    """Why there is no measured epsilon."""
+    if run.claimed is None:
+        return "nothing to compare with: no privacy is claimed"
+    if not run.section("privacy").get("audit", {}).get("canaries"):
+        return "no canaries took part (privacy.audit.canaries: 0)"
+    return "no round changed the model, so canaries left no trace to measure"
+
+
+def measurement(run: Run) -> str:
+    """What the measured epsilon is, and the least that it could have shown."""
+    measured = run.measured
+    if measured is None:
+        return f"Not measured: {unmeasured(run)}."
+    floor = number(least_shown(measured["canaries"], measured["delta"]), 2, "up")
+    half = (
+        " Canaries are there or not, and move the sum half as far as replaced data may: half the noise would not show."
+        if run.claimed is not None and run.claimed["neighbours"] == "replace"
+        else ""
+    )
+    return (
+        "Measured: an estimate from the final model of this one run, neither an upper nor a lower bound, and coarse "
+        f"with {measured['canaries']:,} canaries: it could not have told an ε below {floor} from none at all. A value "
+        f"below the claim does not improve the claim.{half}"
+    )
+
+
+def least_shown(canaries: int, delta: float) -> float:
+    """The epsilon at which the interval of a measurement would just leave 0 behind it.
+
+    The mean of so many canaries has a standard error of canaries^-1/2: Andrew et al. 2024, as in `privacy.audit`.
+    """
+    from privacy.accountant import epsilon
+    from privacy.audit import SPREAD
+    from privacy.events import Gaussian
+
+    return epsilon(Gaussian(math.sqrt(canaries) / SPREAD), delta).upper
+
+
+def warnings(run: Run) -> list[str]:
+    """What is wrong with the measurement, or with the claim beside it."""
+    claimed, measured = run.claimed, run.measured
+    found: list[str] = []
+    if claimed is None or measured is None:
+        return found
+    if not measured["ks_pvalue"] >= SOUND:  # Written so that NaN warns too.
+        found.append(
+            "Do not rely on the measurement: canaries that took no part do not look random "
+            f"(p = {small(measured['ks_pvalue'])}), so what it is measured against does not hold."
+        )
+    if finite(measured["lower"]) > finite(claimed["epsilon_upper"]):
+        found.append(
+            "The whole interval lies above the claim. Chance does that in at most about one run of forty; if another "
+            "seed shows it again, the claim is wrong: please report it."
+        )
+    return found
+
+
+def chosen_words(privacy: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> list[str]:
+    """What choosing a run by a sweep cost, and why.
+
+    Args:
+        privacy: the price of the sweep, as sweep.json and result.json hold it; None without privacy.
+        spec: at least `on`, `release` and `score_noise` of the sweep.
+    """
+    if privacy is None:
+        return ["The runs of this sweep had no privacy, so ε is infinite whatever is chosen."]
+    upper, one = (number(privacy[name], 4, "up") for name in ("epsilon_upper", "one_run"))
+    at = f"at δ = {small(privacy['delta'])}"
+    looks = (
+        "The choice was made on public rows, which are no silo’s: looking at a private model there is post-processing "
+        "and costs that run nothing more."
+        if spec["on"] == "public"
+        else "The choice was made on the silos’ validation rows, by one noised mean of each run "
+        f"(noise {spec['score_noise']:.4g} on the sum), which is part of what a run costs."
+    )
+    if spec["release"] == "all":
+        return [
+            f"{looks} But every run was released, so all of them compose.",
+            f"All runs together: ε is at most {upper} {at}; the dearest one alone {one}.",
+        ]
+    return [
+        f"{looks} Which run was best depends on all of them, and so does the model that is released.",
+        f"The choice included, ε is at most {upper} {at} (Papernot & Steinke 2022); the dearest run alone {one}.",
+        "That holds while only the chosen run is seen. The number of runs was drawn before the first one and is part "
+        "of the secret: do not publish it, nor anything else of the sweep’s folder. Models, metrics and reports of the "
+        "other runs are deleted.",
+    ]
+
+
+def finite(value: float | None) -> float:
+    """JSON has no infinity: None stands for it."""
+    return math.inf if value is None else float(value)

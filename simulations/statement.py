@@ -1,0 +1,209 @@
+"""The privacy statement of a run in plain words: who is promised what, by which proof, and what is left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from simulations import privacy_words
+from simulations.report_run import Run
+from simulations.report_words import NEIGHBOURS, number, promise, small
+
+NO_EXAMPLES = (
+    "It says nothing about a single row inside a silo beyond what it says about the whole silo, and protects no silo "
+    "from itself."
+)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A heading and the sentences below it."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+def statement(run: Run) -> list[Topic]:
+    """All that a reader must know before relying on a run's privacy."""
+    if run.claimed is None:
+        return [
+            Topic("In short", (privacy_words.NO_PRIVACY,)),
+            Topic("Who may learn what", tuple(_who(run))),
+            Topic("What would change that", (_REMEDY,)),
+        ]
+    return [
+        Topic("In short", (_short(run),)),
+        Topic("What is protected", tuple(_unit(run))),
+        Topic("Who may learn what", tuple(_who(run))),
+        Topic("Claimed", tuple(_claimed(run))),
+        Topic("Measured", tuple(_measured(run))),
+        Topic("Covered by the claim", tuple(_covered(run))),
+        Topic("Not covered", tuple(_not_covered(run))),
+    ]
+
+
+_REMEDY = (
+    "A privacy.silo section clips every silo’s update, adds noise to their sum and keeps a ledger of the price: "
+    "confide plan says what that would cost before anything runs."
+)
+
+
+def _short(run: Run) -> str:
+    claimed = run.promised or {}
+    if not claimed["charged_rounds"]:
+        return privacy_words.NOTHING_CHARGED
+    upper = claimed["epsilon_upper"]
+    if upper is None:
+        return "No finite ε is proved for this run."
+    what = "" if run.selection is None else ", the sweep that it comes from included"
+    return (
+        f"ε (epsilon) is at most {number(upper, 4, 'up')} at δ (delta) = {small(claimed['delta'])}, for "
+        f"{NEIGHBOURS[claimed['neighbours']]}{what}."
+    )
+
+
+def _unit(run: Run) -> Iterator[str]:
+    claimed = run.claimed or {}
+    yield (
+        f"The unit is a silo: a participating organisation or device with all of its data; there were "
+        f"{run.result['silos']:,}. Two federations are neighbours if one becomes the other by "
+        f"{NEIGHBOURS[claimed['neighbours']]}."
+    )
+    yield NO_EXAMPLES
+    if run.result["privacy"].get("example") is not None:
+        yield "The run also claims privacy for single examples, in result.json; this statement is not about that."
+
+
+def _who(run: Run) -> Iterator[str]:
+    """The adversaries, from the farthest to the nearest."""
+    if run.claimed is None:
+        yield "Outside: whoever gets the models may learn anything about a silo that they hold."
+        yield "Another silo: the same, from the models that it is sent."
+        yield "The server: sees the update of every silo."
+        return
+    if run.claimed["epsilon_upper"] is None:
+        yield "Outside, and another silo: nothing is proved against whoever gets the models."
+    else:
+        yield (
+            "Outside: whoever gets the models of all rounds and the public metrics learns no more than the claim "
+            f"allows, whatever else they know. {_secrecy(run)}"
+        )
+        yield "Another silo, or several that join forces: as outside, from the models that they are sent."
+    yield (
+        "The server: not kept from anything. It sees the update of every silo before they are summed, and is trusted "
+        "to clip, sum, add noise and forget."
+    )
+    yield "Whoever holds the run’s folder: not kept from anything either; see below on simulated noise."
+
+
+def _secrecy(run: Run) -> str:
+    cohort = run.section("cohort")
+    if cohort.get("sampling") == "fixed":
+        return (
+            f"The proof counts on nobody learning which {cohort.get('size')} of the {run.result['silos']:,} silos were "
+            "in a round."
+        )
+    if cohort.get("sampling") == "all" or cohort.get("rate") == 1:
+        return "Every silo is in every round, so no cohort has to stay secret."
+    return (
+        f"The proof counts on nobody learning which silos were in a round (each was with probability "
+        f"{cohort.get('rate', 1):g})."
+    )
+
+
+def _claimed(run: Run) -> Iterator[str]:
+    claimed, chosen = run.claimed or {}, run.selection
+    if not claimed["charged_rounds"]:
+        yield privacy_words.NOTHING_CHARGED
+        return
+    yield promise(run.promised or claimed)
+    if chosen is not None:
+        yield from privacy_words.chosen_words(chosen, chosen)
+        yield "What follows is about this run alone, without the choice."
+    yield privacy_words.claim(run)
+    if claimed["neighbours"] == "replace":
+        yield (
+            "Replacing a silo moves a sum by up to two clip norms and is priced so; the number does not compare with "
+            "those for adding or removing one."
+        )
+    if str(run.result["stopped"]).startswith("budget"):
+        yield (
+            "The run stopped before a round that would have passed its budget. That decision looks at prices only, so "
+            "it tells nothing about any silo."
+        )
+
+
+def _measured(run: Run) -> Iterator[str]:
+    measured = run.measured
+    if measured is not None:
+        interval = f"{number(measured['lower'])} to {number(measured['upper'])}"
+        yield f"ε ≈ {number(measured['epsilon'])}, 95% interval {interval}, at δ = {small(measured['delta'])}."
+    yield privacy_words.measurement(run)
+    if measured is not None:
+        yield "It is there to catch noise that is missing or mis-scaled, and looks at the final model alone."
+    yield from privacy_words.warnings(run)
+
+
+def _covered(run: Run) -> Iterator[str]:
+    if not (run.claimed or {})["charged_rounds"]:
+        yield "Nothing was released."
+        return
+    yield "The final model and the models of all rounds, to everybody, together and for ever."
+    if run.section("data").get("public_test"):
+        yield "Loss and score on the public test rows, which are no silo’s: computed from released models alone."
+    if run.standardized_privately:
+        yield (
+            "The means and spreads that features were standardised with: silos released them once, with noise, before "
+            "round 1, and the ledger charges it."
+        )
+
+
+def _not_covered(run: Run) -> Iterator[str]:
+    if run.section("metrics").get("privacy") == "research":
+        yield (
+            "Metrics: metrics.privacy is research, so the run’s files and report show numbers computed on private rows "
+            "(training loss, clip fraction, scores of silos). They have no price; do not publish them."
+        )
+    else:
+        yield "Metrics computed on private rows: none were recorded (metrics.privacy: strict)."
+    yield (
+        "Cohort counts: rounds.jsonl and the report show how many silos were asked and answered, and why others failed."
+    )
+    yield (
+        "Tuning: other runs on the same silos, made to choose this one’s settings, are further releases."
+        if run.selection is None
+        else "Tuning beyond the sweep: other runs or sweeps on the same silos are further releases."
+    )
+    yield (
+        "Simulated noise: cohorts and noise are drawn from the seed in experiment.yaml, so whoever knows it can take "
+        "the noise off again. The number says what the method costs, not that these files are safe to publish."
+    )
+    yield (
+        "Floating point: the proof is about real numbers; the low-order bits of noised sums are known to leak "
+        "(Mironov 2012)."
+    )
+
+
+def ledger_remarks(run: Run, folder: Path) -> list[str]:
+    """Whether ledger.jsonl is the one that the result was written with, and holds no more than it."""
+    path, head = folder / "ledger.jsonl", run.result["ledger"]
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return ["ledger.jsonl is missing: nothing shows what was charged."]
+    seq = head["seq"]
+    if seq and (len(lines) < seq or hashlib.sha256(lines[seq - 1]).hexdigest() != head["hash"]):
+        return ["ledger.jsonl is not the ledger that this result was written with: do not rely on either."]
+    try:
+        kinds = [json.loads(line)["kind"] for line in lines[seq:]]
+    except (ValueError, KeyError, TypeError):
+        return [f"ledger.jsonl is damaged after line {seq}: do not rely on it."]
+    if late := kinds.count("reserve"):
+        return [
+            f"The ledger charges {late:,} round{'' if late == 1 else 's'} more than this result knows of: the run went "
+            f"on after it, and costs more than is said here. To end it, in its folder: confide run --resume ."
+        ]
+    return []
