@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from privacy.accountant import Neighbours, epsilon
+from privacy.accountant import Neighbours, upper_epsilon
 from privacy.checks import open_unit, positive
 from privacy.events import Composed, Event, Repeated
 from privacy.ledger import TORN, Ledger, LedgerError
@@ -149,7 +149,7 @@ class Account:
 
     def _price(self, spent: Counter[Event]) -> float:
         history = Composed(tuple(Repeated(event, times) for event, times in spent.items()))
-        return epsilon(history, self.delta, neighbours=self.neighbours).upper
+        return upper_epsilon(history, self.delta, neighbours=self.neighbours)
 
     def _refusal(self, round_: int, spent: Counter[Event], event: Event) -> str:
         after = self._price(spent + Counter([event]))

@@ -18,7 +18,16 @@ from privacy.checks import open_unit, positive
 from privacy.events import Composed, Event, Repeated
 from privacy.terms import LEAST_NOISE, History, Neighbours, Part, Unpriceable, history_of, lower_parts, upper_parts
 
-__all__ = ["Bracket", "Neighbours", "Spend", "Unpriceable", "epsilon", "epsilon_curve", "noise_multiplier_for"]
+__all__ = [
+    "Bracket",
+    "Neighbours",
+    "Spend",
+    "Unpriceable",
+    "epsilon",
+    "epsilon_curve",
+    "noise_multiplier_for",
+    "upper_epsilon",
+]
 
 MEANINGLESS = 50.0  # At epsilon 50 an attacker's odds may change by e^50.
 _REPLACE_MEANINGLESS = 4 * MEANINGLESS  # The Renyi bound for replaced units passes through absence and is this loose.
@@ -76,6 +85,12 @@ def epsilon(event: Event, delta: float, *, neighbours: Neighbours = "add_remove"
     """
     _check(delta, neighbours)
     return _bracket(history_of(event), delta, neighbours)
+
+
+def upper_epsilon(event: Event, delta: float, *, neighbours: Neighbours = "add_remove") -> float:
+    """The upper end of `epsilon`, without the work that the lower end is."""
+    _check(delta, neighbours)
+    return _upper(history_of(event), delta, neighbours)[0]
 
 
 def epsilon_curve(event: Event, rounds: int, delta: float, *, neighbours: Neighbours = "add_remove") -> list[float]:

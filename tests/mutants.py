@@ -128,15 +128,90 @@ MUTANTS = (
     ),
     Mutant(
         "only commits are spent",
-        "privacy/ledger.py",
+        "privacy/chain.py",
         "return [entry.event for entry in self._spent.values() if entry.unit == unit and entry.event is not None]",
         "return [e.event for e in self._spent.values() if e.unit == unit and e.event and e.seq not in self._open]",
     ),
     Mutant(
         "hash chain not checked",
-        "privacy/ledger.py",
+        "privacy/chain.py",
         'chained = record["prev_hash"] == self.head.hash and entry.seq == self.head.seq + 1',
         "chained = entry.seq == self.head.seq + 1",
+    ),
+    Mutant(
+        "torn line dropped",
+        "privacy/ledger.py",
+        "        if torn:\n            self._settle(torn)",
+        "        if torn:\n            self._file.truncate(self._end)",
+    ),
+    Mutant(
+        "torn line charged as the cheapest",
+        "privacy/torn.py",
+        "return less <= more\n        case Sampled(Poisson",
+        "return less >= more\n        case Sampled(Poisson",
+    ),
+    Mutant(
+        "torn line of nothing known is free",
+        "privacy/ledger.py",
+        "        if not charges:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "data set's budget read without its lock",
+        "privacy/ledger.py",
+        "        self._wait()\n        try:\n            if not os.path.samestat",
+        "        try:\n            if not os.path.samestat",
+    ),
+    Mutant(
+        "run pays before its data set",
+        "privacy/ledger.py",
+        "        if self._first is not None:\n            self._first(round_, event, unit=unit, neighbours=neighbours)\n"
+        '        return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)',
+        '        entry = self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)\n'
+        "        if self._first is not None:\n            self._first(round_, event, unit=unit, neighbours=neighbours)\n"
+        "        return entry",
+    ),
+    Mutant(
+        "resumed run not charged elsewhere",
+        "simulations/running.py",
+        "self.account.settle(self.ledger.spent(loop.UNIT))",
+        "self.account.settle([])",
+    ),
+    Mutant(
+        "resumed run charged twice",
+        "privacy/account.py",
+        "range(times - mine[event])",
+        "range(times)",
+    ),
+    Mutant(
+        "relations added up",
+        "privacy/account.py",
+        "if entry.neighbours != self.neighbours:",
+        "if False:",
+    ),
+    Mutant(
+        "other ledger verified",
+        "simulations/ledgers.py",
+        "return None if chain.holds(seen) else",
+        "return None if True else",
+    ),
+    Mutant(
+        "epsilon of result.json not recomputed",
+        "simulations/ledgers.py",
+        "if upper == said or math.isclose(upper, said, rel_tol=CLOSE, abs_tol=CLOSE):",
+        "if True:",
+    ),
+    Mutant(
+        "verifier prices fixed size as one clip norm",
+        "privacy/verify.py",
+        "0.5 if fixed else 1.0",
+        "1.0",
+    ),
+    Mutant(
+        "verifier lets unknown keys pass",
+        "privacy/verify.py",
+        "**rest} if not rest and 0 < noise < math.inf:",
+        "**rest} if 0 < noise < math.inf:",
     ),
     Mutant(
         "canaries missing in the denominator",

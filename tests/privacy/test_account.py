@@ -69,7 +69,7 @@ def test_a_refusal_names_the_other_runs_in_one_line_and_charges_nothing(path: Pa
     second.close()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 63, 64, 65, 66, 130])
+@pytest.mark.parametrize("count", [1, 2, 64, 66])
 def test_a_budget_lasts_exactly_as_long_as_its_price(path: Path, count: int) -> None:
     """One price answers for up to 64 rounds; the last affordable one must be found all the same."""
     event = Sampled(Poisson(0.1), Gaussian(2.0))

@@ -14,7 +14,7 @@ from torch import Tensor
 from privacy import streams
 from privacy.accountant import epsilon
 from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled
-from privacy.ledger import Ledger, LedgerError
+from privacy.ledger import Charge, Ledger, LedgerError
 from privacy.ledger import read as read_ledger
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.release import Contributions, Partial, Release
@@ -489,6 +489,36 @@ def test_an_older_checkpoint_put_back_is_paid_in_full(run: Run, tmp_path: Path) 
     assert run.charges() == 9  # Rounds 3, 4 and 5 were released twice.
     assert [row["round"] for row in run.rows()] == [1, 2, 3, 4, 5, 6]
     assert run.rows()[-1]["epsilon"] == run.final(what).upper == price(9)
+
+
+def test_wherever_the_ledger_is_cut_going_on_never_lowers_epsilon(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, where lines are missing that the checkpoint saw; counted in full, where the last one is torn."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    what = training()
+    run.go(what, stop_after=2)
+    path = run.folder / "ledger.jsonl"
+    ledger = Ledger(path, run="test", dataset="d")
+    ledger.reserve(3, what.event, unit=loop.UNIT, neighbours="add_remove")  # Killed in round 3, after the reserve.
+    ledger.close()
+    whole = path.read_bytes()
+    seen = len(b"".join(whole.splitlines(keepends=True)[:3]))  # What the checkpoint of round 2 knows of.
+    third = len(b"".join(whole.splitlines(keepends=True)[:4]))
+    refused = 0
+    for length in range(0, len(whole) + 1, 7):
+        path.write_bytes(whole[:length])
+        store, link = RunStore(run.folder, resume=True), Echo()
+        try:
+            ledger = Ledger(path, run="test", dataset="d", told=[Charge(loop.UNIT, "add_remove", what.event)])
+            done, _ = loop.resume(what, link, store, ledger)
+            assert length >= seen
+            assert (done, ledger.charges(loop.UNIT)) == (2, 3 if length > seen and length != third else 2), length
+        except StoreError:
+            assert length < seen
+            refused += 1
+        finally:
+            ledger.close()
+            store.close()
+    assert refused > 50
 
 
 def test_a_damaged_checkpoint_stops_the_run_before_anything_is_changed(run: Run) -> None:
