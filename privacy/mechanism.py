@@ -5,7 +5,7 @@ The noise and its price come from the same two fields, so they cannot drift apar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from privacy import checks
 from privacy.events import Composed, Event, Gaussian, NonPrivate
+from privacy.noise import LIMIT, NoiseSource, grid, noised
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,17 @@ class GaussianSum:
     def __post_init__(self) -> None:
         checks.positive(clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier)
         checks.finite(clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier)
-        std = self.noise_multiplier * self.clip_norm
-        checks.positive(**{"noise_multiplier * clip_norm": std})  # Underflow to 0 would be a price without noise.
-        checks.finite(**{"noise_multiplier * clip_norm": std})
+        checks.positive(**{"noise_multiplier * clip_norm": self.std})  # Underflow to 0: a price without noise.
+        checks.finite(**{"noise_multiplier * clip_norm": self.std})
+        checks.positive(**{"the grid of noise_multiplier * clip_norm": grid(self.std)})
+        checks.finite(**{"the range of noise_multiplier * clip_norm": grid(self.std) * LIMIT})
 
     private = True
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the noise on the sum."""
+        return self.noise_multiplier * self.clip_norm
 
     @property
     def event(self) -> Event:
@@ -48,10 +55,12 @@ class GaussianSum:
         """
         return torch.where(norms > self.clip_norm, self.clip_norm / norms, 1.0)
 
-    def privatize(self, total: Tensor, rng: torch.Generator) -> Tensor:
-        """The sum with its noise on EVERY coordinate, `(N,)` float64; also when nobody contributed."""
-        noise = torch.randn(total.shape, generator=rng, dtype=torch.float64)
-        return total + noise.mul_(self.noise_multiplier * self.clip_norm)
+    def privatize(self, total: Tensor, source: NoiseSource, *, stream: Sequence[int | str]) -> Tensor:
+        """The sum with its noise on EVERY coordinate, on a grid, `(N,)` float64; also when nobody contributed.
+
+        `stream` names this release and no other (purpose, round, channel): the same noise on two sums hides neither.
+        """
+        return noised(total, self.std, source.normals(total.numel(), *stream))
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class ExactSum:
         """Ones: nothing is clipped."""
         return torch.ones_like(norms)
 
-    def privatize(self, total: Tensor, rng: torch.Generator) -> Tensor:
+    def privatize(self, total: Tensor, source: NoiseSource, *, stream: Sequence[int | str]) -> Tensor:
         """The sum as it is."""
         return total
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from privacy.mechanism import Mechanism
+from privacy.noise import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -210,13 +211,18 @@ class Collector:
             self.tally.add(ready)
             self._next += 1
 
-    def release(self, rng: Mapping[str, torch.Generator]) -> Release:
-        """Noises each channel once, and shows it; an empty cohort is noised too."""
+    def release(self, source: NoiseSource, *, stream: Sequence[int | str]) -> Release:
+        """Noises each channel once, and shows it; an empty cohort is noised too.
+
+        Args:
+            source: of the noise.
+            stream: names this release (purpose, round); every channel adds its own name.
+        """
         if self._waiting:
             raise ValueError(f"chunk {self._next} is missing; chunks {sorted(self._waiting)} came")
         sums, divisors = {}, {}
         for name, mechanism in self.mechanisms.items():
-            sums[name] = mechanism.privatize(self.sums[name], rng[name])
+            sums[name] = mechanism.privatize(self.sums[name], source, stream=(*stream, name))
             exact = not mechanism.private and self.tally.weight > 0
             divisors[name] = self.tally.weight if exact else self.expected
         return Release(sums, divisors, self.population)

@@ -24,6 +24,7 @@ from privacy.accountant import Neighbours, epsilon
 from privacy.events import Composed, Event, NonPrivate, Repeated
 from privacy.ledger import Entry, Ledger
 from privacy.mechanism import Mechanism, joint_event
+from privacy.noise import NoiseSource
 from privacy.release import Collector, Tally
 from server.checkpoint import Checkpoint
 from server.link import Link
@@ -51,6 +52,7 @@ class Training:
         mechanisms: channel to its mechanism; all private or none.
         rounds: how many.
         seed: of every simulated stream.
+        noise: where noise comes from; where it is secret, cohorts are too, and each retrained round draws both anew.
         expected: constant divisor of private means (expected cohort, canaries included).
         neighbours: the relation that epsilon is for.
         delta: of the reported epsilon; None without privacy.
@@ -68,6 +70,7 @@ class Training:
     mechanisms: Mapping[str, Mechanism]
     rounds: int
     seed: int
+    noise: NoiseSource
     expected: float
     neighbours: Neighbours
     delta: float | None
@@ -82,6 +85,10 @@ class Training:
     def event(self) -> Event:
         """What one round costs a silo, known before the round."""
         return round_event(self.strategy, self.mechanisms, self.sampler)
+
+    def cohort(self, round_: int) -> list[int]:
+        """Who is asked in a round. For whoever knows that, amplification is void: secret noise has secret cohorts."""
+        return self.sampler.draw_secretly() if self.noise.secret else self.sampler.draw(self.seed, round_)
 
 
 def round_event(strategy: Strategy, mechanisms: Mapping[str, Mechanism], sampler: Sampler) -> Event:
@@ -167,8 +174,7 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         phases.begin()
         entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)
         phases.done("reserve")
-        cohort = training.sampler.draw(training.seed, round_)
-        state, row = _train(training, link, state, round_, cohort, phases)
+        state, row = _train(training, link, state, round_, training.cohort(round_), phases)
         row["epsilon"] = odometer.after(charges + 1)
         phases.done("account")
         row |= _evaluate(training, state, round_, phases)
@@ -203,16 +209,15 @@ def _afford(training: Training, odometer: Odometer, charges: int, round_: int) -
 def _train(
     training: Training, link: Link, state: State, round_: int, cohort: list[int], phases: Phases
 ) -> tuple[State, dict[str, Any]]:
-    strategy, seed = training.strategy, training.seed
+    strategy = training.strategy
     instruction = strategy.instruct(state, round_)
     sizes = strategy.channels(training.model.numel())
     collector = Collector(training.mechanisms, sizes, expected=training.expected, population=link.population)
     for partial in link.ask(instruction, cohort, training.mechanisms, record=training.record):
         collector.add(partial)
     phases.done("train")
-    noise = {name: streams.generator(seed, "noise", round_, name) for name in training.mechanisms}
-    release = collector.release(noise)
-    state = strategy.aggregate(state, release, streams.generator(seed, "aggregate", round_))
+    release = collector.release(training.noise, stream=("noise", round_))
+    state = strategy.aggregate(state, release, streams.generator(training.seed, "aggregate", round_))
     if not bool(torch.isfinite(strategy.predictor(state)).all()):
         raise Diverged(f"round {round_}: the model is no longer finite; lower train.learning_rate or the server's")
     phases.done("aggregate")

@@ -1,10 +1,13 @@
 """Who is asked in a round, and what being asked by chance is worth to the accountant.
 
-The draw and the event come from one object, so a run cannot draw one way and account another.
+The draw and the event come from one object, so a run cannot draw one way and account another. `draw` follows from the
+seed, which is for simulations; amplification by sampling holds only against those who cannot know the cohort, so what
+must be secret is drawn by `draw_secretly`, from the operating system.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +34,13 @@ class PoissonCohort:
     def draw(self, seed: int, round_: int) -> list[int]:
         """The cohort of a round, in rising order; may be empty."""
         coins = streams.keys(streams.derive(seed, "cohort", round_), np.arange(self.population))
+        return self._heads(coins)
+
+    def draw_secretly(self) -> list[int]:
+        """A cohort that nobody can draw again, in rising order; may be empty."""
+        return self._heads(_secret_keys(self.population))
+
+    def _heads(self, coins: streams.Keys) -> list[int]:
         return np.flatnonzero(streams.uniforms(coins, 1)[:, 0] < self.rate).tolist()
 
     def event(self, inner: Event) -> Event:
@@ -56,7 +66,13 @@ class FixedCohort:
 
     def draw(self, seed: int, round_: int) -> list[int]:
         """The cohort of a round, in rising order."""
-        draws = streams.keys(streams.derive(seed, "cohort", round_), np.arange(self.population))
+        return self._first(streams.keys(streams.derive(seed, "cohort", round_), np.arange(self.population)))
+
+    def draw_secretly(self) -> list[int]:
+        """A cohort that nobody can draw again, in rising order."""
+        return self._first(_secret_keys(self.population))
+
+    def _first(self, draws: streams.Keys) -> list[int]:
         cohort: list[int] = np.sort(np.argsort(draws, kind="stable")[: self.size]).tolist()
         return cohort
 
@@ -80,9 +96,18 @@ class FullCohort:
         """All silos."""
         return list(range(self.population))
 
+    def draw_secretly(self) -> list[int]:
+        """All silos: there is nothing to keep secret."""
+        return list(range(self.population))
+
     def event(self, inner: Event) -> Event:
         """The price of the release itself."""
         return inner
 
 
 Sampler = PoissonCohort | FixedCohort | FullCohort
+
+
+def _secret_keys(silos: int) -> streams.Keys:
+    """A key for every silo from the operating system's entropy."""
+    return np.frombuffer(os.urandom(8 * silos), dtype=np.uint64)

@@ -172,11 +172,14 @@ def _plain(value: object) -> str:
 def _again(run: Run) -> Html:
     """How to get this model again, and how to see that it is this model."""
     result = run.result
-    told = (
-        "In this folder, the first line trains the same model again, from the same seed and in a new folder. Other "
-        "versions or another processor may round differently. The second line shows whether the model is the one that "
-        "this page is about."
-    )
+    if run.section("privacy").get("noise") == "system":
+        trains = "trains another model of the same experiment, in a new folder: secret noise and cohorts do not repeat."
+    else:
+        trains = (
+            "trains the same model again, from the same seed and in a new folder. Other versions or another processor "
+            "may round differently."
+        )
+    told = f"In this folder, the first line {trains} The second line shows whether the model is this page's."
     model, ledger = result["model"], result["ledger"]
     commands = f"confide run experiment.yaml\nsha256sum {model['file']}"
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())

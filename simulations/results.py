@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from simulations.running import ActiveRun
 
 MODEL = "model.safetensors"
-PACKAGES = ("torch", "numpy", "dp-accounting", "safetensors")
+PACKAGES = ("torch", "numpy", "dp-accounting", "safetensors", "cryptography")
 
 
 def finish(active: ActiveRun) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _stamps(active: ActiveRun) -> list[str]:
     """What a reader must know before trusting the numbers."""
     stamps = []
     if active.experiment.privacy.silo is not None:
-        stamps.append("simulated noise: drawn from the seed, so whoever knows the seed can take it off again")
+        stamps.append(active.noise.stamp)
         stamps.append("epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact")
         if active.records:
             stamps.append("metrics.privacy is research: numbers computed on private rows are shown and are not priced")

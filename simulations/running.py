@@ -15,6 +15,7 @@ import torch
 from client.tables import Table
 from privacy.account import BudgetSpent
 from privacy.ledger import Ledger
+from privacy.noise import NoiseSource, SimulatedNoise, SystemNoise
 from server import loop
 from server.canaries import CanaryLink
 from server.checkpoint import Checkpoint
@@ -109,6 +110,7 @@ class ActiveRun:
         table: Table | None = None,
     ) -> None:
         self.experiment, self.folder = experiment, folder
+        self.noise = _noise(experiment)
         usable(folder, resume=resume)
         with ExitStack() as opened:
             # One thread per process: on a small machine more only get in each other's way, and the bits of a sum
@@ -178,7 +180,8 @@ class ActiveRun:
             self.federation,
             standardize,
             self.ledger,
-            seed=self.experiment.seed,
+            noise=self.noise,
+            folder=self.folder,
             unit=loop.UNIT,
             neighbours=self.plan.neighbours,
         )
@@ -214,6 +217,7 @@ class ActiveRun:
             mechanisms=plan.mechanisms,
             rounds=experiment.rounds,
             seed=experiment.seed,
+            noise=self.noise,
             expected=plan.sampler.expected + canaries,
             neighbours=plan.neighbours,
             delta=plan.delta,
@@ -287,6 +291,14 @@ def train(
                 return
     except BudgetSpent as spent:
         active.stopped = f"budget: {spent}"
+
+
+def _noise(experiment: Experiment) -> NoiseSource:
+    match experiment.privacy.noise:
+        case "simulated":
+            return SimulatedNoise(experiment.seed)
+        case "system":
+            return SystemNoise()
 
 
 def _fits(experiment: Experiment, federation: Federation) -> None:

@@ -7,21 +7,26 @@ clip, sum, noise, divide by the constant population.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from client.examples import Examples, Shards
-from privacy import streams
 from privacy.events import Event, Gaussian
 from privacy.ledger import Ledger
 from privacy.mechanism import GaussianSum
+from privacy.noise import NoiseSource
 from privacy.release import Collector, Contributions
+from server.checkpoint import atomic_write
+from server.store import StoreError
 from simulations.data.federation import Federation
 from strategies.standardize import Constants, Private, spread
 
 ROUND = 0
+SAVED = "moments.json"
 LEAST_STD = 1e-2  # Of the scaled features: a smaller released spread is noise, and dividing by it would blow it up.
 
 
@@ -31,25 +36,40 @@ def cost(standardize: Private) -> Event:
 
 
 def standardized(
-    federation: Federation, standardize: Private, ledger: Ledger, *, seed: int, unit: str, neighbours: str
+    federation: Federation,
+    standardize: Private,
+    ledger: Ledger,
+    *,
+    noise: NoiseSource,
+    folder: Path,
+    unit: str,
+    neighbours: str,
 ) -> tuple[Federation, Constants]:
     """The federation with standardised features, and the constants it was standardised with.
 
     The reserve stands in the ledger before the moments are released. A resumed run draws the same noise from the same
-    seed and so releases nothing new: it is charged once.
+    seed, or reads what was released with noise that is secret: it releases nothing new and is charged once.
 
     Args:
         federation: features within the public bounds.
         standardize: bounds and noise.
         ledger: of the run.
-        seed: of the experiment.
+        noise: of the run.
+        folder: the run's; it keeps what was released with secret noise.
         unit: whose privacy is charged.
         neighbours: the relation that epsilon is for.
+
+    Raises:
+        StoreError: the moments were charged, but what was released cannot be had again.
     """
-    paid = [entry for entry in ledger.counted() if entry.unit == unit and entry.round == ROUND and not entry.torn]
-    if not paid:
+    kept = folder / SAVED if noise.secret else None
+    if any(e.unit == unit and e.round == ROUND and not e.torn for e in ledger.counted()):
+        constants = moments(federation.train, standardize, noise=noise) if kept is None else _read(kept)
+    else:
         ledger.reserve(ROUND, cost(standardize), unit=unit, neighbours=neighbours)
-    constants = moments(federation.train, standardize, seed=seed)
+        constants = moments(federation.train, standardize, noise=noise)
+        if kept is not None:
+            atomic_write(kept, json.dumps(asdict(constants)).encode())
     for entry in ledger.open_reserves():
         if entry.round == ROUND:
             ledger.commit(entry)
@@ -64,7 +84,20 @@ def standardized(
     return scaled, constants
 
 
-def moments(shards: Shards, standardize: Private, *, seed: int) -> Constants:
+def _read(kept: Path) -> Constants:
+    """What an earlier stretch of the run released; a second release with fresh noise would be a second price."""
+    try:
+        found = json.loads(kept.read_bytes())
+        return Constants(mean=tuple(found["mean"]), std=tuple(found["std"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(
+            f"{kept}: the released moments cannot be read ({reason}), and secret noise gives them once; "
+            "restore it from a copy or start a new run"
+        ) from error
+
+
+def moments(shards: Shards, standardize: Private, *, noise: NoiseSource) -> Constants:
     """Mean and standard deviation of every feature (images: channel) over silos, with noise."""
     features = shards.rows.features
     low = spread("low", standardize.low, features).double()
@@ -79,7 +112,7 @@ def moments(shards: Shards, standardize: Private, *, seed: int) -> Constants:
     sums.add({"moments": vectors}, 1.0, range(len(shards)))
     collector = Collector(mechanism, {"moments": size}, expected=len(shards), population=len(shards))
     collector.add(sums.partial(0))
-    released = collector.release({"moments": streams.generator(seed, "noise", "moments")}).mean("moments").double()
+    released = collector.release(noise, stream=("noise",)).mean("moments").double()
     mean, square = (released + 0.5).chunk(2)
     std = (square - mean.square()).clamp(min=LEAST_STD**2).sqrt()
     shape = [1, -1, *[1] * (features.dim() - 2)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 
-from privacy import streams
 from privacy.events import Gaussian
 from privacy.ledger import Ledger
 from privacy.mechanism import GaussianSum
@@ -37,8 +36,8 @@ def silo_score(active: ActiveRun, ledger: Ledger, *, run: int, noise: float) -> 
     sums.add({CHANNEL: _accuracies(active).unsqueeze(1)}, 1.0, range(population))
     collector = Collector(mechanism, {CHANNEL: 1}, expected=population, population=population)
     collector.add(sums.partial(0))
-    # The same seed gives the same noise: a resumed sweep releases nothing new, and still pays again.
-    release = collector.release({CHANNEL: streams.generator(active.experiment.seed, "noise", CHANNEL)})
+    # Simulated noise follows from the seed: a resumed sweep then releases nothing new, and still pays again.
+    release = collector.release(active.noise, stream=("noise",))
     ledger.commit(entry)
     return float(release.mean(CHANNEL)[0])
 

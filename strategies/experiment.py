@@ -114,7 +114,9 @@ class Privacy:
 
     silo: SiloPrivacy | None = key(None, help="silo-level differential privacy; null: none")
     audit: Audit = key(Audit(), help="the measured epsilon, beside the claimed one")
-    noise: Literal["simulated"] = key("simulated", help="noise from the seed: reproducible, and so not a secret")
+    noise: Literal["simulated", "system"] = key(
+        "simulated", help="simulated: from the seed, repeatable; system: noise and cohorts are secret, no run repeats"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

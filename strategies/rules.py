@@ -72,6 +72,8 @@ def _privacy_rules(privacy: Privacy) -> Iterator[str]:
             f"privacy.audit.canaries: found {privacy.audit.canaries}, but there is no privacy.silo to audit; "
             "add it or use canaries: 0"
         )
+    if silo is None and privacy.noise == "system":
+        yield "privacy.noise: found 'system', but there is no privacy.silo to add noise for; add it or use simulated"
 
 
 def _sampling_rules(cohort: Cohort, privacy: Privacy) -> Iterator[str]:

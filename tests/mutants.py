@@ -45,20 +45,20 @@ MUTANTS = (
     Mutant(
         "noise off",
         "privacy/mechanism.py",
-        "return total + noise.mul_(self.noise_multiplier * self.clip_norm)",
+        "return noised(total, self.std, source.normals(total.numel(), *stream))",
         "return total",
     ),
     Mutant(
         "noise halved",
         "privacy/mechanism.py",
-        "noise.mul_(self.noise_multiplier * self.clip_norm)",
-        "noise.mul_(0.5 * self.noise_multiplier * self.clip_norm)",
+        "return noised(total, self.std, source.normals(total.numel(), *stream))",
+        "return noised(total, 0.5 * self.std, source.normals(total.numel(), *stream))",
     ),
     Mutant(
         "noise without the clip norm",
         "privacy/mechanism.py",
-        "noise.mul_(self.noise_multiplier * self.clip_norm)",
-        "noise.mul_(self.noise_multiplier)",
+        "return self.noise_multiplier * self.clip_norm",
+        "return self.noise_multiplier",
     ),
     Mutant(
         "event with another noise multiplier",
@@ -87,8 +87,8 @@ MUTANTS = (
     Mutant(
         "empty cohort without noise",
         "privacy/release.py",
-        "sums[name] = mechanism.privatize(self.sums[name], rng[name])",
-        "sums[name] = mechanism.privatize(self.sums[name], rng[name]) if self.tally.arrived else self.sums[name]",
+        "mechanism.privatize(self.sums[name], source,",
+        "self.sums[name] if not self.tally.arrived else mechanism.privatize(self.sums[name], source,",
     ),
     Mutant(
         "weights above 1 pass",
@@ -166,8 +166,10 @@ MUTANTS = (
         "run pays before its data set",
         "privacy/ledger.py",
         "        if self._first is not None:\n            self._first(round_, event, unit=unit, neighbours=neighbours)\n"
-        '        return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)',
-        '        entry = self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)\n'
+        '        return self._append("reserve", round_, '
+        "unit=unit, neighbours=neighbours, event=event)",
+        '        entry = self._append("reserve", round_, '
+        "unit=unit, neighbours=neighbours, event=event)\n"
         "        if self._first is not None:\n            self._first(round_, event, unit=unit, neighbours=neighbours)\n"
         "        return entry",
     ),
@@ -222,8 +224,80 @@ MUTANTS = (
     Mutant(
         "same noise every round",
         "server/loop.py",
-        'streams.generator(seed, "noise", round_, name)',
-        'streams.generator(seed, "noise", name)',
+        'stream=("noise", round_)',
+        'stream=("noise",)',
+    ),
+    Mutant(
+        "same noise on every channel",
+        "privacy/release.py",
+        "stream=(*stream, name)",
+        "stream=stream",
+    ),
+    Mutant(
+        "sums not rounded to the grid",
+        "privacy/noise.py",
+        "noise = (normals * (std / step)).add_(steps - whole).round_()",
+        "noise = (normals * (std / step)).add_(steps - whole)",
+    ),
+    Mutant(
+        "noise rounded before it is added",
+        "privacy/noise.py",
+        "noise = (normals * (std / step)).add_(steps - whole).round_()",
+        "noise = (normals * (std / step)).round_().add_(steps - whole)",
+    ),
+    Mutant(
+        "a negative zero tells the sign of the sum",
+        "privacy/noise.py",
+        ".mul_(step).add_(0.0)",
+        ".mul_(step)",
+    ),
+    Mutant(
+        "a large sum shows in the precision of the output",
+        "privacy/noise.py",
+        "noise.add_(whole).clamp_(-LIMIT, LIMIT)",
+        "noise.add_(whole)",
+    ),
+    Mutant(
+        "one key for all system noise",
+        "privacy/noise.py",
+        "ChaCha20(os.urandom(32), bytes(16))",
+        "ChaCha20(bytes(32), bytes(16))",
+    ),
+    Mutant(
+        "system noise can be copied",
+        "privacy/noise.py",
+        'raise TypeError("system noise cannot be copied',
+        'return object.__reduce_ex__(self, 2)\n        raise TypeError("system noise cannot be copied',
+    ),
+    Mutant(
+        "a logarithm of zero",
+        "privacy/noise.py",
+        ".double().add_(1.0)",
+        ".double()",
+    ),
+    Mutant(
+        "cohorts of the seed under system noise",
+        "server/loop.py",
+        "return self.sampler.draw_secretly() if self.noise.secret else",
+        "return",
+    ),
+    Mutant(
+        "secret cohorts from no entropy",
+        "server/sampler.py",
+        "np.frombuffer(os.urandom(8 * silos), dtype=np.uint64)",
+        "np.arange(silos, dtype=np.uint64)",
+    ),
+    Mutant(
+        "simulated noise in a run that asks for the system's",
+        "simulations/running.py",
+        "return SystemNoise()",
+        "return SimulatedNoise(experiment.seed)",
+    ),
+    Mutant(
+        "moments with system noise released again on resuming",
+        "simulations/standardization.py",
+        "if kept is None else _read(kept)",
+        "if kept is None or not kept.exists() else _read(kept)",
     ),
     Mutant(
         "noise streams of 32 bits",

@@ -18,6 +18,7 @@ from client.host import Session, SiloHost
 from client.personal import PersonalStore
 from privacy import streams
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
+from privacy.noise import SimulatedNoise
 from privacy.release import Collector, Partial
 from server.checkpoint import Checkpoint, read, write
 from strategies.base import Instruction, State, Strategy
@@ -110,7 +111,7 @@ class World:
         sizes = self.strategy.channels(model().numel())
         collector = Collector(mechanisms, sizes, expected=len(self.sizes), population=len(self.sizes))
         collector.add(self.ask(self.strategy.instruct(state, number), silos, private=private))
-        release = collector.release({name: streams.generator(3, "noise", number, name) for name in mechanisms})
+        release = collector.release(SimulatedNoise(3), stream=("noise", number))
         after = self.strategy.aggregate(state, release, streams.generator(3, "aggregate", number))
         if self.personal is not None:
             self.personal.commit(number)

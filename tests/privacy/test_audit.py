@@ -14,6 +14,7 @@ from privacy import audit
 from privacy.accountant import epsilon
 from privacy.events import Gaussian
 from privacy.mechanism import GaussianSum
+from privacy.noise import SimulatedNoise
 
 torch.set_num_threads(1)
 
@@ -26,8 +27,7 @@ def released(size: int, canaries: int, sigma: float, seed: int) -> Tensor:
     total = torch.zeros(size, dtype=torch.float64)
     for canary in range(canaries):
         total += audit.direction(seed, canary, size)
-    rng = torch.Generator().manual_seed(seed)
-    return GaussianSum(1.0, sigma).privatize(total, rng) if sigma else total
+    return GaussianSum(1.0, sigma).privatize(total, SimulatedNoise(seed), stream=("noise",)) if sigma else total
 
 
 def effective(size: int, canaries: int, sigma: float) -> float:

@@ -15,6 +15,7 @@ from scipy import stats
 from privacy.accountant import epsilon
 from privacy.events import Composed, Gaussian, NonPrivate
 from privacy.mechanism import ExactSum, GaussianSum, joint_event
+from privacy.noise import SimulatedNoise
 
 torch.set_num_threads(1)
 
@@ -58,7 +59,9 @@ def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
         GaussianSum(**({"clip_norm": 1.0, "noise_multiplier": 1.0} | {name: value}))
 
 
-@pytest.mark.parametrize(("clip_norm", "noise_multiplier"), [(1e-200, 1e-200), (1e200, 1e200)])
+@pytest.mark.parametrize(
+    ("clip_norm", "noise_multiplier"), [(1e-200, 1e-200), (1e200, 1e200), (1e-160, 1e-160), (1e150, 1e150)]
+)
 def test_noise_that_underflows_to_nothing_or_overflows_is_refused(clip_norm: float, noise_multiplier: float) -> None:
     with pytest.raises(ValueError, match=r"noise_multiplier \* clip_norm"):
         GaussianSum(clip_norm, noise_multiplier)
@@ -68,7 +71,7 @@ def test_noise_that_underflows_to_nothing_or_overflows_is_refused(clip_norm: flo
 def test_the_noise_is_gaussian_and_as_strong_as_the_event_says(clip_norm: float, noise_multiplier: float) -> None:
     draws = 100_000
     mechanism = GaussianSum(clip_norm, noise_multiplier)
-    noise = mechanism.privatize(torch.zeros(draws, dtype=torch.float64), torch.Generator().manual_seed(1)).numpy()
+    noise = mechanism.privatize(torch.zeros(draws, dtype=torch.float64), SimulatedNoise(1), stream=("noise",)).numpy()
     assert mechanism.event == Gaussian(noise_multiplier)
     squares = float((noise**2).sum()) / (mechanism.event.noise_multiplier * clip_norm) ** 2
     low, high = stats.chi2.ppf([FALSE_ALARM / 4, 1 - FALSE_ALARM / 4], draws)
@@ -78,8 +81,8 @@ def test_the_noise_is_gaussian_and_as_strong_as_the_event_says(clip_norm: float,
 
 def test_every_coordinate_is_noised_alike_and_apart_from_the_others() -> None:
     draws, size, std = 1_000, 100, 1.5
-    mechanism, rng = GaussianSum(0.5, 3.0), torch.Generator().manual_seed(2)
-    noise = torch.stack([mechanism.privatize(torch.zeros(size, dtype=torch.float64), rng) for _ in range(draws)])
+    mechanism, source, nothing = GaussianSum(0.5, 3.0), SimulatedNoise(2), torch.zeros(size, dtype=torch.float64)
+    noise = torch.stack([mechanism.privatize(nothing, source, stream=("noise", draw)) for draw in range(draws)])
     squares = (noise / std).square().sum(0).numpy()
     low, high = stats.chi2.ppf([FALSE_ALARM / (4 * size), 1 - FALSE_ALARM / (4 * size)], draws)
     assert (low < squares).all()
@@ -92,16 +95,16 @@ def test_every_coordinate_is_noised_alike_and_apart_from_the_others() -> None:
 
 def test_noise_is_added_to_the_total_and_does_not_depend_on_it() -> None:
     mechanism, total = GaussianSum(2.0, 1.0), torch.arange(64, dtype=torch.float64)
-    noised = mechanism.privatize(total, torch.Generator().manual_seed(3))
-    alone = mechanism.privatize(torch.zeros(64, dtype=torch.float64), torch.Generator().manual_seed(3))
-    assert torch.equal(noised, total + alone)
+    noised = mechanism.privatize(total, SimulatedNoise(3), stream=("noise",))
+    alone = mechanism.privatize(torch.zeros(64, dtype=torch.float64), SimulatedNoise(3), stream=("noise",))
+    assert torch.equal(noised, total + alone)  # The total lies on the grid: nothing is rounded away.
     assert noised.dtype == torch.float64
     assert torch.equal(total, torch.arange(64, dtype=torch.float64))  # The total itself is not written to.
 
 
 def test_an_exact_sum_is_exact_and_has_no_guarantee() -> None:
     total = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    assert torch.equal(ExactSum().privatize(total, torch.Generator()), total)
+    assert torch.equal(ExactSum().privatize(total, SimulatedNoise(0), stream=("noise",)), total)
     assert ExactSum().factors(torch.tensor([0.0, 1e30])).tolist() == [1.0, 1.0]
     assert isinstance(ExactSum().event, NonPrivate)
     assert epsilon(ExactSum().event, 1e-5).lower == math.inf

@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
+from privacy.noise import SimulatedNoise, grid
 from privacy.release import Collector, Contributions, Failure, Partial, Release
 
 torch.set_num_threads(1)
@@ -24,6 +25,7 @@ SIZE = 4
 CLIP = 0.7
 PRIVATE: dict[str, Mechanism] = {"delta": GaussianSum(CLIP, 1.0)}
 EXACT: dict[str, Mechanism] = {"delta": ExactSum()}
+NOISE, STREAM = SimulatedNoise(1), ("noise", 1)
 BAD_NUMBERS = [math.nan, math.inf, -math.inf]
 
 numbers = st.one_of(
@@ -56,8 +58,9 @@ def collector(mechanisms: Mapping[str, Mechanism], *, expected: float = 8.0, siz
     return Collector(mechanisms, dict.fromkeys(mechanisms, size), expected=expected, population=100)
 
 
-def generators(mechanisms: Mapping[str, Mechanism], seed: int = 1) -> dict[str, torch.Generator]:
-    return {name: torch.Generator().manual_seed(seed + at) for at, name in enumerate(sorted(mechanisms))}
+def drawn(channel: str) -> Tensor:
+    """What the release of a channel draws, `(SIZE,)`."""
+    return NOISE.normals(SIZE, *STREAM, channel)
 
 
 @settings(deadline=None)
@@ -250,7 +253,7 @@ def test_the_order_in_which_chunks_come_changes_no_bit() -> None:
         taken = collector(EXACT)
         for chunk in order:
             taken.add(chunk)
-        seen.add(tuple(taken.release(generators(EXACT)).sums["delta"].tolist()))
+        seen.add(tuple(taken.release(NOISE, stream=STREAM).sums["delta"].tolist()))
         losses.add(tuple(taken.tally.losses))
         naive.add(float(sum(float(chunk.sums["delta"][0]) for chunk in order)))
     assert len(naive) > 1  # Adding as they come would tell the orders apart.
@@ -286,7 +289,7 @@ def test_a_round_with_a_chunk_missing_releases_nothing(came: list[int], missing:
     for chunk in came:
         taken.add(chunks[chunk])
     with pytest.raises(ValueError, match=f"chunk {missing} is missing"):
-        taken.release(generators(PRIVATE))
+        taken.release(NOISE, stream=STREAM)
 
 
 def test_the_tally_adds_up_every_field() -> None:
@@ -305,7 +308,7 @@ def test_under_privacy_a_mean_divides_by_the_expected_cohort_whatever_arrives(ar
     taken = collector(PRIVATE, expected=8.0)
     out = contributed([([0.1] * SIZE, 1.0)] * arrived)
     taken.add(out.partial(0))
-    release = taken.release(generators(PRIVATE))
+    release = taken.release(NOISE, stream=STREAM)
     assert release.divisors == {"delta": 8.0}
     assert torch.equal(release.mean("delta"), (release.sums["delta"] / 8.0).float())
 
@@ -313,14 +316,14 @@ def test_under_privacy_a_mean_divides_by_the_expected_cohort_whatever_arrives(ar
 def test_without_privacy_a_mean_divides_by_the_weight_that_arrived() -> None:
     taken = collector(EXACT, expected=8.0)
     taken.add(contributed([([1.0] * SIZE, 1.0), ([4.0] * SIZE, 2.0), ([math.nan] * SIZE, 5.0)], EXACT).partial(0))
-    release = taken.release(generators(EXACT))
+    release = taken.release(NOISE, stream=STREAM)
     assert release.divisors == {"delta": 3.0}
     assert release.mean("delta").tolist() == [3.0] * SIZE
     assert release.sum("delta").tolist() == [9.0] * SIZE
 
 
 def test_without_privacy_an_empty_cohort_means_zero_not_nan() -> None:
-    assert collector(EXACT).release(generators(EXACT)).mean("delta").tolist() == [0.0] * SIZE
+    assert collector(EXACT).release(NOISE, stream=STREAM).mean("delta").tolist() == [0.0] * SIZE
 
 
 @pytest.mark.parametrize("arrived", [0, 1, 7])
@@ -328,15 +331,14 @@ def test_the_noise_is_the_same_however_many_arrive(arrived: int) -> None:
     taken = collector(PRIVATE)
     out = contributed([([0.1] * SIZE, 1.0)] * arrived)
     taken.add(out.partial(0))
-    noise = taken.release(generators(PRIVATE)).sums["delta"] - out.sums["delta"]
-    expected = torch.randn(SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * CLIP
-    torch.testing.assert_close(noise, expected, rtol=0, atol=1e-12)
+    noise = taken.release(NOISE, stream=STREAM).sums["delta"] - out.sums["delta"]
+    torch.testing.assert_close(noise, drawn("delta") * CLIP, rtol=0, atol=grid(CLIP))
 
 
 def test_an_empty_cohort_is_noised_on_every_coordinate() -> None:
     size, false_alarm = 100_000, 1e-6
     mechanisms = {"delta": GaussianSum(CLIP, 2.0)}
-    release = collector(mechanisms, size=size).release(generators(mechanisms))
+    release = collector(mechanisms, size=size).release(NOISE, stream=STREAM)
     noise = release.sums["delta"]
     assert bool((noise != 0).all())
     squares = float((noise / (2.0 * CLIP)).square().sum())
@@ -344,12 +346,12 @@ def test_an_empty_cohort_is_noised_on_every_coordinate() -> None:
     assert low < squares < high
 
 
-def test_channels_are_noised_by_their_own_generators_and_strengths() -> None:
+def test_channels_are_noised_by_their_own_streams_and_strengths() -> None:
     mechanisms = {"delta": GaussianSum(1.0, 2.0), "loss": GaussianSum(0.5, 3.0)}
-    release = collector(mechanisms).release(generators(mechanisms))
-    for at, (name, std) in enumerate([("delta", 2.0), ("loss", 1.5)]):
-        drawn = torch.randn(SIZE, generator=torch.Generator().manual_seed(1 + at), dtype=torch.float64)
-        torch.testing.assert_close(release.sums[name], drawn * std)
+    release = collector(mechanisms).release(NOISE, stream=STREAM)
+    for name, std in (("delta", 2.0), ("loss", 1.5)):
+        torch.testing.assert_close(release.sums[name], drawn(name) * std, rtol=0, atol=grid(std))
+    assert not torch.equal(drawn("delta"), drawn("loss"))
 
 
 def test_answers_are_single_precision_vectors_that_leave_the_sum_as_it_is() -> None:

@@ -17,8 +17,10 @@ from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import Charge, Ledger, LedgerError
 from privacy.ledger import read as read_ledger
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
+from privacy.noise import SimulatedNoise, SystemNoise, grid, noised
 from privacy.release import Contributions, Partial, Release
 from server import loop
+from server.checkpoint import read as read_checkpoint
 from server.loop import BudgetSpent, Diverged, RoundResult, Training
 from server.odometer import Odometer
 from server.sampler import FullCohort, PoissonCohort, Sampler
@@ -86,6 +88,7 @@ def training(sampler: Sampler | None = None, *, mechanism: Mechanism = NOISE, **
         mechanisms={"delta": mechanism},
         rounds=6,
         seed=1,
+        noise=SimulatedNoise(1),
         expected=sampler.expected,
         neighbours="add_remove",
         delta=DELTA if mechanism.private else None,
@@ -206,6 +209,78 @@ def test_a_ledger_that_cannot_be_written_stops_the_round_before_anything_is_aske
     assert len(run.rows()) == 2
 
 
+# Secret noise
+
+
+@dataclass
+class Roll(Echo):
+    """Notes who is asked; dies in the rounds named, once each, after the silos have answered."""
+
+    population: int = 64
+    asked: list[tuple[int, ...]] = field(default_factory=list)
+    dies: list[int] = field(default_factory=list)
+
+    def ask(
+        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+    ) -> Iterator[Partial]:
+        self.asked.append(tuple(cohort))
+        yield from super().ask(instruction, cohort, mechanisms, record=record)
+        if instruction.round in self.dies:
+            self.dies.remove(instruction.round)
+            raise KeyboardInterrupt
+
+
+SECRET = PoissonCohort(0.5, 64)
+
+
+def test_with_system_noise_neither_noise_nor_cohorts_follow_from_the_seed(tmp_path: Path) -> None:
+    what, links = training(SECRET, noise=SystemNoise()), [Roll(), Roll()]
+    models = [Run(tmp_path / str(at)).go(what, link)[-1].state["model"] for at, link in enumerate(links)]
+    seeded = {tuple(SECRET.draw(what.seed, round_)) for round_ in range(1, 7)}
+    cohorts = {*links[0].asked, *links[1].asked}
+    assert len(cohorts) == 12  # Two of these 18 agree with probability below 2^-56.
+    assert not cohorts & seeded
+    assert not torch.equal(models[0], models[1])
+    quiet = [Run(tmp_path / f"empty {at}").go(training(PoissonCohort(1e-9, 64), noise=SystemNoise())) for at in (0, 1)]
+    assert not torch.equal(quiet[0][-1].state["model"], quiet[1][-1].state["model"])  # Noise alone.
+
+
+def test_simulated_noise_has_the_cohorts_of_the_seed(run: Run) -> None:
+    what, link = training(SECRET), Roll()
+    run.go(what, link)
+    assert link.asked == [tuple(SECRET.draw(what.seed, round_)) for round_ in range(1, 7)]
+
+
+def test_a_round_that_is_done_again_with_system_noise_is_drawn_and_charged_again(run: Run) -> None:
+    what, link = training(SECRET, noise=SystemNoise()), Roll(dies=[3])
+    with pytest.raises(KeyboardInterrupt):
+        run.go(what, link)
+    assert [row["round"] for row in run.rows()] == [1, 2]
+    rest = run.go(what, link)
+    assert [result.round for result in rest] == [3, 4, 5, 6]
+    assert len(link.asked) == run.charges() == 7
+    assert link.asked[2] != link.asked[3]  # Both of round 3; they agree with probability 2^-64.
+    assert rest[-1].row["epsilon"] == run.final(what).upper == price(7)
+
+
+def lists_of_numbers(value: Any) -> list[Any]:
+    """Every list in a JSON value that holds a number, which could be a silo's."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    own = [value] if isinstance(value, list) and any(isinstance(item, int) for item in value) else []
+    return own + [found for item in inner for found in lists_of_numbers(item)]
+
+
+def test_nothing_in_the_folder_says_who_was_asked(run: Run) -> None:
+    assert lists_of_numbers({"cohort": [3, 5]}) == [[3, 5]]  # What is looked for would be found.
+    run.go(training(SECRET, noise=SystemNoise()), Roll())
+    assert {path.name for path in run.folder.iterdir()} == {
+        *("lock", "experiment.yaml", "ledger.jsonl", "rounds.jsonl", "checkpoint.safetensors")
+    }
+    checkpoint = read_checkpoint(run.folder / "checkpoint.safetensors")
+    assert set(checkpoint.state) == {"model", "path"}
+    assert lists_of_numbers([run.rows(), run.ledger(), dict(checkpoint.meta)]) == []
+
+
 # What a round releases
 
 
@@ -219,7 +294,7 @@ def test_one_round_is_the_clipped_sum_plus_the_noise_over_the_expected_cohort(ru
     clipped = {silo: 1 / 3**0.5 if silo == 0 else 0.01 for silo in cohort}
     total = torch.full((SIZE,), sum(clipped.values()), dtype=torch.float64)
     noise = 2.0 * torch.randn(SIZE, generator=streams.generator(1, "noise", 1, "delta"), dtype=torch.float64)
-    torch.testing.assert_close(result.state["model"], ((total + noise) / 4.0).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(result.state["model"], ((total + noise) / 4.0).float(), rtol=1e-6, atol=grid(2.0))
 
 
 def test_an_empty_cohort_is_noised_and_counted_like_any_other(run: Run) -> None:
@@ -229,7 +304,7 @@ def test_an_empty_cohort_is_noised_and_counted_like_any_other(run: Run) -> None:
     model = torch.zeros(SIZE)
     for result in results:
         noise = torch.randn(SIZE, generator=streams.generator(1, "noise", result.round, "delta"), dtype=torch.float64)
-        model = model + (2.0 * noise / 0.08).float()
+        model = model + (noised(torch.zeros_like(noise), 2.0, noise) / 0.08).float()
         assert torch.equal(result.state["model"], model)
         assert (result.row["cohort"], result.row["arrived"]) == (0, 0)
         assert result.row["epsilon"] > 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -84,6 +86,32 @@ def test_a_poisson_cohort_is_in_rising_order_and_a_pure_function(
     assert sampler.expected == rate * population
     # A coin is the silo's own: it falls the same whoever else there is.
     assert PoissonCohort(rate, population + 1).draw(seed, round_)[: len(cohort)] == cohort
+
+
+def test_secret_cohorts_follow_the_law_that_is_accounted() -> None:
+    rounds = 2000
+    poisson, fixed = np.zeros(SILOS, dtype=int), np.zeros(20, dtype=int)
+    for _ in range(rounds):
+        poisson[PoissonCohort(RATE, SILOS).draw_secretly()] += 1
+        cohort = FixedCohort(5, 20).draw_secretly()
+        assert cohort == sorted(set(cohort))
+        assert len(cohort) == 5
+        fixed[cohort] += 1
+    for count in poisson.tolist():
+        assert within(count, rounds, RATE, alarms=FALSE_ALARM / (SILOS + 20))
+    for count in fixed.tolist():
+        assert within(count, rounds, 5 / 20, alarms=FALSE_ALARM / (SILOS + 20))
+
+
+def test_secret_cohorts_come_from_the_operating_system_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for sampler in (PoissonCohort(0.5, 64), FixedCohort(32, 64)):
+        # Two of 120 pairs agree with probability below 120 * 2^-59: there are 2^60.7 cohorts of 32 of 64.
+        assert len({tuple(sampler.draw_secretly()) for _ in range(16)}) == 16
+    assert FullCohort(8).draw_secretly() == PoissonCohort(1.0, 8).draw_secretly() == list(range(8))
+    asked: list[int] = []
+    monkeypatch.setattr(os, "urandom", lambda size: asked.append(size) or bytes(size))
+    assert PoissonCohort(0.5, 64).draw_secretly() == PoissonCohort(0.5, 64).draw_secretly()
+    assert asked == [8 * 64, 8 * 64]  # 64 bits a silo, and nothing else is drawn from.
 
 
 def test_rounds_and_seeds_draw_anew() -> None:

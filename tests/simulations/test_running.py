@@ -92,6 +92,28 @@ def test_the_same_experiment_gives_the_same_bits_and_another_seed_others(data: P
     assert models[0] == models[1] != models[2]
 
 
+def test_system_noise_gives_another_model_every_time_and_says_so(data: Path, tmp_path: Path) -> None:
+    config = experiment(data, privacy={"silo": SILO, "noise": "system"})
+    results = [go(config, tmp_path / name).result for name in ("a", "b")]
+    assert results[0]["model"]["sha256"] != results[1]["model"]["sha256"]
+    for result in results:
+        assert [note.split(":")[0] for note in result["notes"] if "noise" in note] == ["system noise"]
+        assert result["privacy"]["silo"]["epsilon_upper"] == price(6)  # It costs what simulated noise costs.
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "System noise: not reproducible" in page
+    assert "trains another model" in page
+    assert "trains the same model again" not in page
+
+
+def test_system_noise_goes_on_after_a_stop_and_refuses_to_become_simulated(data: Path, tmp_path: Path) -> None:
+    config = experiment(data, privacy={"silo": SILO, "noise": "system"}, cohort={"rate": 0.5})
+    go(config, tmp_path / "run", rounds=2)
+    with pytest.raises(StoreError, match="experiment changed"):
+        go(experiment(data, cohort={"rate": 0.5}), tmp_path / "run", resume=True)
+    result = go(config, tmp_path / "run", resume=True).result
+    assert result["rounds"] == result["privacy"]["silo"]["charged_rounds"] == 6
+
+
 def test_global_generators_and_threads_are_left_as_they_were(data: Path, tmp_path: Path) -> None:
     threads, state, numpy_state = torch.get_num_threads(), torch.get_rng_state(), np.random.get_state()[1]
     torch.set_num_threads(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from client.examples import Examples, Shards
 from privacy.accountant import epsilon
 from privacy.events import Composed, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import Ledger
+from privacy.noise import SimulatedNoise
 from server.store import StoreError
 from simulations.data.federation import build
 from simulations.running import ActiveRun, run, train
@@ -45,7 +47,7 @@ def experiment(**changes: object) -> dict[str, object]:
 
 def test_with_hardly_any_noise_the_moments_are_those_of_the_rows() -> None:
     held = shards(50, 20, 3)
-    found = moments(held, Private(low=(0.0,), high=(1.0,), noise_multiplier=1e-9), seed=0)
+    found = moments(held, Private(low=(0.0,), high=(1.0,), noise_multiplier=1e-6), noise=SimulatedNoise(0))
     features = held.rows.features.double()
     torch.testing.assert_close(torch.tensor(found.mean), features.mean(0).float(), rtol=0, atol=1e-6)
     torch.testing.assert_close(torch.tensor(found.std), features.std(0, correction=0).float(), rtol=0, atol=1e-5)
@@ -58,8 +60,8 @@ def test_one_silo_moves_the_mean_by_at_most_its_share(seed: int) -> None:
     held = shards(silos, 4, features, seed)
     other = held.rows.features.clone()
     other[:4] = torch.randint(0, 2, (4, features), generator=torch.Generator().manual_seed(seed)).float()
-    quiet = Private(low=(0.0,), high=(1.0,), noise_multiplier=1e-9)
-    one, two = (moments(Shards(Examples(rows, held.rows.targets), held.offsets), quiet, seed=0)
+    quiet = Private(low=(0.0,), high=(1.0,), noise_multiplier=1e-6)
+    one, two = (moments(Shards(Examples(rows, held.rows.targets), held.offsets), quiet, noise=SimulatedNoise(0))
                 for rows in (held.rows.features, other))  # fmt: skip
     squares = [[s * s + m * m for m, s in zip(found.mean, found.std)] for found in (one, two)]
     moved = [a - b for a, b in zip([*one.mean, *squares[0]], [*two.mean, *squares[1]])]
@@ -90,6 +92,42 @@ def test_resuming_releases_and_charges_the_moments_no_second_time(tmp_path: Path
     assert resumed.result["model"]["sha256"] == straight.result["model"]["sha256"]
     assert resumed.result["privacy"]["silo"]["charged_rounds"] == 5
     assert resumed.result["standardize"] == straight.result["standardize"]
+
+
+def secret() -> dict[str, object]:
+    privacy = {"silo": {"clip_norm": 0.5, "noise_multiplier": 2, "delta": 1e-4}, "noise": "system"}
+    return experiment(privacy=privacy)
+
+
+def stopped_after_a_round(folder: Path) -> dict[str, object]:
+    with ActiveRun(parse(secret()), folder) as active:
+        train(active, stop=lambda: bool(active.store.rows()))
+        return asdict(active.released)
+
+
+def test_moments_with_system_noise_are_released_and_charged_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    released = stopped_after_a_round(folder)
+    with ActiveRun(parse(secret()), folder, resume=True) as active:
+        train(active)
+        resumed = active.finish()
+    assert resumed.result["standardize"] == released
+    assert resumed.result["privacy"]["silo"]["charged_rounds"] == 5
+    assert stopped_after_a_round(tmp_path / "other") != released
+
+
+@pytest.mark.parametrize("damage", ["lost", "torn", "foreign"])
+def test_moments_with_system_noise_that_are_lost_are_not_released_again(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "run"
+    stopped_after_a_round(folder)
+    kept, ledger = folder / "moments.json", (folder / "ledger.jsonl").read_bytes()
+    if damage == "lost":
+        kept.unlink()
+    else:
+        kept.write_bytes(kept.read_bytes()[:20] if damage == "torn" else b'{"mean": [0.5], "std": [NaN]}')
+    with pytest.raises(StoreError, match=r"moments\.json: the released moments cannot be read .*start a new run"):
+        ActiveRun(parse(secret()), folder, resume=True)
+    assert (folder / "ledger.jsonl").read_bytes() == ledger
 
 
 def test_without_privacy_there_is_nothing_to_pay_with() -> None:
@@ -135,6 +173,9 @@ def test_a_charge_for_something_else_does_not_pay_for_the_moments(tmp_path: Path
     standardize, federation = config.data.standardize, build(config.data, seed=0)
     assert isinstance(standardize, Private)
     for _ in range(2):  # Once paid, it is paid.
-        standardized(federation, standardize, ledger, seed=0, unit="silo", neighbours="add_remove")
+        source = SimulatedNoise(0)
+        standardized(
+            federation, standardize, ledger, noise=source, folder=tmp_path, unit="silo", neighbours="add_remove"
+        )
         assert ledger.spent("silo") == [Gaussian(2.0), Gaussian(5.0)]
     ledger.close()

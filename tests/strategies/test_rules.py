@@ -149,8 +149,13 @@ ONE_PROBLEM = [
         "privacy.audit.canaries=20",
         "privacy.audit.canaries: found 20, but there is no privacy.silo to audit; add it or use canaries: 0",
     ),
+    (
+        SMALL,
+        "privacy.noise=system",
+        "privacy.noise: found 'system', but there is no privacy.silo to add noise for; add it or use simulated",
+    ),
     (SMALL, "privacy.example={}", "privacy.example: unknown key, choose from audit, noise, silo"),
-    (SMALL, "privacy.noise=secret", "privacy.noise: must be one of simulated, found the text 'secret'"),
+    (SMALL, "privacy.noise=secret", "privacy.noise: must be one of simulated, system, found the text 'secret'"),
     (SMALL, "engine.workers=2", "engine.workers: found 2, but only kind: pool uses it; remove it or use kind: pool"),
 ]
 
