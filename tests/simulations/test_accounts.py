@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.npz"
 
 
-def experiment(data: Path, *, rounds: int = 4, budget: float | None = None, **changes: Any) -> Experiment:
+def experiment(data: Path, /, *, rounds: int = 4, budget: float | None = None, **changes: Any) -> Experiment:
     base: dict[str, Any] = {
         "rounds": rounds,
         "task": "logistic",
@@ -128,7 +128,7 @@ def test_private_standardisation_is_charged_to_the_data_first(data: Path, tmp_pa
     result = go(config, tmp_path / "first")
     assert (result["rounds"], result["privacy"]["cumulative"]["charges"]) == (4, 5)
     assert result["privacy"]["cumulative"]["epsilon_upper"] == result["privacy"]["silo"]["epsilon_upper"]
-    with pytest.raises(BudgetSpent, match="round 0 would bring .*other runs: first-"):
+    with pytest.raises(BudgetSpent, match=r"round 0 would bring .*other runs: first-"):
         ActiveRun(config, tmp_path / "second")
     lines = (tmp_path / "second" / "ledger.jsonl").read_bytes()
     assert lines == b""  # Nothing was released, nothing is charged.
@@ -143,7 +143,7 @@ def test_another_relation_is_refused(data: Path, tmp_path: Path) -> None:
 def test_a_home_that_cannot_be_made_is_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "file"))
-    with pytest.raises(LedgerError, match="cannot be made .*; set CONFIDE_HOME"):
+    with pytest.raises(LedgerError, match=r"cannot be made .*; set CONFIDE_HOME"):
         ActiveRun(experiment(data, budget=9.0), tmp_path / "run")
 
 
