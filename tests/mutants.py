@@ -163,15 +163,16 @@ MUTANTS = (
         "        try:\n            if not os.path.samestat",
     ),
     Mutant(
-        "run pays before its data set",
+        "data set does not pay",
         "privacy/ledger.py",
-        "        if self._first is not None:\n            self._first(round_, event, unit=unit, neighbours=neighbours)\n"
-        '        return self._append("reserve", round_, '
-        "unit=unit, neighbours=neighbours, event=event)",
-        '        entry = self._append("reserve", round_, '
-        "unit=unit, neighbours=neighbours, event=event)\n"
-        "        if self._first is not None:\n            self._first(round_, event, unit=unit, neighbours=neighbours)\n"
-        "        return entry",
+        "        if self._first is not None:",
+        "        if False:",
+    ),
+    Mutant(
+        "other runs are not counted",
+        "privacy/account.py",
+        "if entry.unit != self.unit or entry.event is None:",
+        "if entry.run != self.run or entry.unit != self.unit or entry.event is None:",
     ),
     Mutant(
         "resumed run not charged elsewhere",

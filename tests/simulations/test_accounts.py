@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.npz"
 
 
-def experiment(data: Path, *, rounds: int = 4, budget: float | None = None, **changes: Any) -> Experiment:
+def experiment(data: Path, /, *, rounds: int = 4, budget: float | None = None, **changes: Any) -> Experiment:
     base: dict[str, Any] = {
         "rounds": rounds,
         "task": "logistic",
