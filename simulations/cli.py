@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from simulations.commands import FAILED, INTERRUPTED, OK, REFUSED
+from simulations.commands import audit as audit_
 from simulations.commands import compare as compare_
 from simulations.commands import config as config_
 from simulations.commands import data as data_
@@ -25,7 +26,7 @@ from simulations.commands import predict as predict_
 from simulations.commands import report as report_
 from simulations.commands import run as run_
 
-COMMANDS = (run_, plan_, epsilon_, compare_, predict_, report_, init_, config_, list_, data_, doctor_)
+COMMANDS = (run_, plan_, epsilon_, audit_, compare_, predict_, report_, init_, config_, list_, data_, doctor_)
 
 # Named, not imported: most of these modules import torch, and an error can only come from a module that is loaded.
 ERRORS = {
@@ -37,6 +38,7 @@ ERRORS = {
     ("server.store", "StoreError"): REFUSED,
     ("server.checkpoint", "CheckpointError"): REFUSED,
     ("simulations.commands.runs", "RunError"): REFUSED,
+    ("simulations.auditing", "AuditError"): REFUSED,
     ("server.loop", "Diverged"): FAILED,
     ("simulations.engines.pool", "WorkerError"): FAILED,
 }

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from simulations import audit_words
 from simulations.charts import Line, Mark, Span, line_chart, span_chart
 from simulations.report_html import Html, element, join
 from simulations.report_run import Run
 from simulations.report_words import NEIGHBOURS, meaning, number, small
-
-SOUND = 0.01  # A p-value below this says that the canaries' null does not hold.
 
 
 def privacy_section(run: Run) -> Html:
@@ -25,7 +24,7 @@ def privacy_section(run: Run) -> Html:
             "section", {}, heading, element("p", {}, "No round was charged: nothing was released, so ε is 0.")
         )
     texts = (meaning(run.claimed), _claim(run.claimed), _honest(run))
-    warnings = _warnings(run.claimed, run.measured) if run.measured is not None else []
+    warnings = _warnings(run.measured) if run.measured is not None else []
     paragraphs = [element("p", {}, text) for text in texts]
     paragraphs += [element("p", {"class": "warning"}, text) for text in warnings]
     charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
@@ -74,20 +73,25 @@ def _claim(claimed: Mapping[str, Any]) -> str:
 def _honest(run: Run) -> str:
     if run.measured is None:
         return f"Not measured: {_unmeasured(run)}."
-    return (
-        "Measured: an estimate from the final model of this one run, neither an upper nor a lower bound, and coarse "
-        f"with {run.measured['canaries']:,} canaries. A value below the claim does not improve the claim."
-    )
-
-
-def _warnings(claimed: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
-    warnings = []
-    if not measured["ks_pvalue"] >= SOUND:
-        warnings.append(
-            "Do not rely on the measurement: canaries that took no part do not look random "
-            f"(p = {small(measured['ks_pvalue'])}), so what it is measured against does not hold."
+    measured = run.measured
+    said = f"Measured, from the final model of this one run. {audit_words.sentence(measured)} "
+    found = measured["all_iterates"]
+    if found is not None and found["quotable"]:
+        said += (
+            f"From the steps of all rounds, with fitted spreads: ε ≈ {number(found['epsilon'])} "
+            f"({number(found['lower'])} to {number(found['upper'])}). "
         )
-    if _finite(measured["lower"]) > _finite(claimed["epsilon_upper"]):
+    return f"{said}A value below the claim does not improve the claim."
+
+
+def _warnings(measured: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    if measured["alarm"]:
+        warnings.append(f"{audit_words.alarm(measured)}. Do not trust the claim.")
+    if audit_words.unsound(measured):
+        text = audit_words.unsound(measured)
+        warnings.append(f"{text[0].upper()}{text[1:]}.")
+    if not measured["alarm"] and _finite(measured["lower"]) > _finite(measured["claim"]):
         warnings.append(
             "The whole interval lies above the claim. Chance does that in at most about one run of forty; if another "
             "seed shows it again, the claim is wrong: please report it."
@@ -101,6 +105,9 @@ def _comparison(claimed: Mapping[str, Any], measured: Mapping[str, Any] | None) 
     text = f"claimed {between}" if math.isfinite(upper) else "claimed: no bound"
     spans = [Span(text, min(lower, upper), upper)]
     if measured is not None:
+        if measured["compared_with"] != audit_words.RUN_CLAIM:
+            unamplified = _finite(measured["claim"])
+            spans.append(Span(f"for canaries on their schedule {number(unamplified, rounding='up')}", 0.0, unamplified))
         low, middle, high = (_finite(measured[name]) for name in ("lower", "epsilon", "upper"))
         spans.append(Span(f"measured {number(middle)} ({number(low)} to {number(high)})", low, high, middle))
     unit = f"ε at δ = {small(claimed['delta'])}" + (", the estimate with its 95% interval" if measured else "")

@@ -19,7 +19,7 @@ from server.canaries import CanaryLink
 from server.link import Link
 from server.loop import BudgetSpent, RoundResult, Training
 from server.store import RunStore
-from simulations import planning, results, standardization
+from simulations import auditing, planning, results, standardization
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from simulations.engines.local import LocalLink
@@ -165,8 +165,7 @@ class ActiveRun:
             return link
         return CanaryLink(
             link,
-            canaries=experiment.privacy.audit.canaries,
-            sampler=self.plan.sampler,
+            participation=auditing.participation(experiment, self.plan),
             channel="delta",
             sizes=experiment.strategy.channels(self.model.start.numel()),
             seed=experiment.seed,
@@ -191,6 +190,7 @@ class ActiveRun:
             every=experiment.metrics.every,
             evaluate=self._public_evaluation(),
             identity={"experiment": digest(experiment), "data": self.federation.fingerprint},
+            watcher=auditing.watcher(experiment, self.model.start.numel()),
         )
 
     @property

@@ -72,6 +72,14 @@ def _privacy_rules(privacy: Privacy) -> Iterator[str]:
             f"privacy.audit.canaries: found {privacy.audit.canaries}, but there is no privacy.silo to audit; "
             "add it or use canaries: 0"
         )
+    audit = privacy.audit
+    if audit.participation != "spread" and audit.repeats != 1:
+        yield f"privacy.audit.repeats: found {audit.repeats}, but only participation: spread uses it; remove it"
+
+
+def _repeats_rules(rounds: int, privacy: Privacy) -> Iterator[str]:
+    if privacy.audit.repeats > rounds:
+        yield f"privacy.audit.repeats: must be <= rounds = {rounds}, got {privacy.audit.repeats}"
 
 
 def _sampling_rules(cohort: Cohort, privacy: Privacy) -> Iterator[str]:
@@ -107,6 +115,8 @@ def _standardize_rules(data: Data, privacy: Privacy) -> Iterator[str]:
 
 def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
     yield from strategy.problems(private=privacy.silo is not None)
+    if privacy.audit.canaries and "delta" not in strategy.channels(1):
+        yield f"privacy.audit.canaries: strategy {strategy.name} has no channel 'delta' to audit; use canaries: 0"
 
 
 def _engine_rules(engine: Engine) -> Iterator[str]:
@@ -123,6 +133,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("strategy", "privacy"), _strategy_rules),
     (("data", "privacy"), _standardize_rules),
     (("privacy",), _privacy_rules),
+    (("rounds", "privacy"), _repeats_rules),
     (("cohort", "privacy"), _sampling_rules),
     (("privacy", "data"), _delta_rules),
     (("budget", "privacy"), _budget_rules),
