@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from privacy import binomial, null, streams
+from privacy import binomial, gaussian, null, streams
 from privacy.two_gaussians import Normal, two_gaussian_epsilon, two_gaussian_epsilons
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -25,7 +25,7 @@ COVERAGE = 0.95
 FALSE_ALARM = 1e-4  # Chance that a run with the right noise sets off the alarm; half for each of its two tests.
 SOUND = 0.01  # A p-value below this says that unseen canaries do not follow their null.
 FITTED_LEAST = 1000  # Below so many canaries the error of a fitted spread, of either sign, drives the estimate up.
-_DRAWS = 1000
+_DRAWS = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,11 +149,9 @@ def measure(final: Scores, *, delta: float, claim: float = math.inf, iterates: S
     if not claim >= 0:
         raise ValueError(f"claim must be >= 0, got {claim!r}")
     size = final.dimension
-    seen, unseen = null.standard_scores(final.seen, size), null.standard_scores(final.unseen, size)
+    seen = null.standard_scores(final.seen, size)
     estimate = shared(seen, delta)
-    each = FALSE_ALARM / 2
-    counted = binomial.lower_bound(seen, unseen, delta, chance=each)
-    bound = shared_bound(seen, delta, chance=each)
+    counted, bound = bounds(final, delta)
     pvalue = null.fit(final.unseen, size)
     thresholds = len(binomial.THRESHOLDS)
     return Measurement(
@@ -168,7 +166,7 @@ def measure(final: Scores, *, delta: float, claim: float = math.inf, iterates: S
         ks_pvalue=pvalue,
         sound=pvalue >= SOUND,
         detectable=binomial.detectable(len(seen), delta),
-        detectable_by_alarm=binomial.detectable(len(seen), delta, chance=each, thresholds=thresholds),
+        detectable_by_alarm=binomial.detectable(len(seen), delta, chance=FALSE_ALARM / 2, thresholds=thresholds),
         lower_bound=counted,
         shared_bound=bound,
         false_alarm=FALSE_ALARM,
@@ -177,6 +175,13 @@ def measure(final: Scores, *, delta: float, claim: float = math.inf, iterates: S
         fitted=fitted(seen, None, delta) if len(seen) > 1 else None,
         all_iterates=None if iterates is None or len(seen) < 2 else fitted(iterates.seen, iterates.unseen, delta),
     )
+
+
+def bounds(final: Scores, delta: float) -> tuple[float, float]:
+    """What canaries show by counting, and by the shared spread; each above the truth in half of `FALSE_ALARM`."""
+    seen, unseen = (null.standard_scores(cosines, final.dimension) for cosines in (final.seen, final.unseen))
+    counted = binomial.lower_bound(seen, unseen, delta, chance=FALSE_ALARM / 2)
+    return counted, shared_bound(seen, delta, chance=FALSE_ALARM / 2)
 
 
 def shared(seen: Array, delta: float) -> Estimate:
@@ -211,7 +216,7 @@ def fitted(seen: Array, unseen: Array | None, delta: float) -> Estimate:
 
 def shift_epsilon(shift: float, delta: float) -> float:
     """Epsilon of telling N(0, 1) from N(shift, 1); a shift away from the canaries shows no leak."""
-    return two_gaussian_epsilon(Normal(0.0, 1.0), Normal(shift, 1.0), delta) if shift > 0 else 0.0
+    return gaussian.epsilon(1 / shift, delta) if shift > 1e-300 else 0.0  # Below, 1 / shift would overflow.
 
 
 def _error(seen: Array) -> float:

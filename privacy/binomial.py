@@ -52,10 +52,10 @@ def detectable(canaries: int, delta: float, *, chance: float = 0.05, thresholds:
 
 def least_rate(successes: int, trials: int, chance: float) -> float:
     """The one-sided Clopper-Pearson lower bound of a rate: too high with probability at most `chance`."""
-    from scipy import stats
+    from scipy.special import betaincinv
 
     checks.open_unit(chance=chance)
-    return float(stats.beta.ppf(chance, successes, trials - successes + 1)) if successes else 0.0
+    return float(betaincinv(successes, trials - successes + 1, chance)) if successes else 0.0
 
 
 def _ratio(numerator: float, denominator: float) -> float:

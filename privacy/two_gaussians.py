@@ -18,7 +18,7 @@ from privacy import checks
 Array: TypeAlias = npt.NDArray[np.float64]
 
 _EQUAL = 1e-12  # Relative difference of two spreads below which the quadratic is taken for a line.
-_HALVINGS = 80  # From a bracket of at most twice epsilon (or of 1) to the last digits of double precision.
+_HALVINGS = 60  # From a bracket of at most twice epsilon (or of 1) to the last digits of double precision.
 
 
 class Normal(NamedTuple):
