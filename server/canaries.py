@@ -9,48 +9,46 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from privacy import streams
 from privacy.audit import direction
 from privacy.mechanism import GaussianSum, Mechanism
 from privacy.release import Contributions, Partial
 from server.link import Link
-from server.sampler import Sampler
+from server.participation import Participation
 from strategies.base import Evaluation, Instruction
 
 LENGTH = 1e4  # Times the clip norm: the clip brings every canary to exactly the norm that a silo may have.
-BLOCK = 64  # Canaries summed at a time: directions are regenerated, never stored whole.
+BLOCK = 64  # Canaries summed at a time at most: directions are regenerated, never stored whole.
+NUMBERS = 2**22  # Numbers in a block of directions: 32 MiB.
 
 
 class CanaryLink:
     """A link that adds canaries to what another link brings.
 
-    Canaries take part by the same chance as silos, are never trained, and count neither as silos, nor as bytes, nor in
-    the clip fraction.
+    Canaries are never trained, and count neither as silos, nor as bytes, nor in the clip fraction.
 
     Args:
         link: the silos.
-        canaries: how many.
-        sampler: the run's sampler; canaries are drawn as it draws silos, from a stream of their own.
+        participation: in which rounds each canary takes part.
         channel: the audited channel; canaries send zeros on the others.
         sizes: channel to the length of its vectors.
         seed: of the experiment.
     """
 
     def __init__(
-        self, link: Link, *, canaries: int, sampler: Sampler, channel: str, sizes: Mapping[str, int], seed: int
+        self, link: Link, *, participation: Participation, channel: str, sizes: Mapping[str, int], seed: int
     ) -> None:
-        self.link, self.canaries, self.channel, self.sizes, self.seed = link, canaries, channel, dict(sizes), seed
+        self.link, self.participation, self.channel, self.seed = link, participation, channel, seed
+        self.sizes = dict(sizes)
         self.population = link.population
-        self.rate = sampler.expected / sampler.population
+        self.block = max(1, min(BLOCK, NUMBERS // self.sizes[channel]))
 
     @property
     def expected(self) -> float:
         """Canaries expected in a round: they add to the constant divisor of the mean."""
-        return self.rate * self.canaries
+        return self.participation.expected
 
     def ask(
         self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
@@ -62,17 +60,12 @@ class CanaryLink:
             yield partial
         yield self._contribute(instruction.round, mechanisms, chunks)
 
-    def drawn(self, round_: int) -> list[int]:
-        """The canaries of a round."""
-        coins = streams.keys(streams.derive(self.seed, "canary cohort", round_), np.arange(self.canaries))
-        return np.flatnonzero(streams.uniforms(coins, 1)[:, 0] < self.rate).tolist()
-
     def _contribute(self, round_: int, mechanisms: Mapping[str, Mechanism], chunk: int) -> Partial:
         total = Contributions(mechanisms, self.sizes)
-        drawn, audited = self.drawn(round_), mechanisms[self.channel]
+        drawn, audited = self.participation.drawn(round_), mechanisms[self.channel]
         length = LENGTH * (audited.clip_norm if isinstance(audited, GaussianSum) else 1.0)
-        for at in range(0, len(drawn), BLOCK):
-            block = drawn[at : at + BLOCK]
+        for at in range(0, len(drawn), self.block):
+            block = drawn[at : at + self.block]
             total.add(self._update(block, length), 1.0, block)
         return replace(total.partial(chunk), weight=0.0, arrived=0, clipped=0, payload=0)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+WATCHED = "watched/"  # Prefix of the watcher's tensors; no strategy's state has a slash in a name.
 
 
 class CheckpointError(ValueError):
@@ -28,17 +30,20 @@ class Checkpoint:
         round: the last round done.
         state: the strategy's state.
         meta: JSON values: the ledger's head, the row of the round, what the run is.
+        watched: what was kept of the models of all rounds so far.
     """
 
     round: int
     state: Mapping[str, Tensor]
     meta: Mapping[str, Any]
+    watched: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Writes, fsyncs, renames, fsyncs the folder: a reader finds the old file or the new one, never a part."""
     # Copies: the format refuses two names for one tensor, which a state may well hold before its first step.
-    tensors = {name: value.detach().contiguous().clone() for name, value in checkpoint.state.items()}
+    named = {**checkpoint.state, **{WATCHED + name: value for name, value in checkpoint.watched.items()}}
+    tensors = {name: value.detach().contiguous().clone() for name, value in named.items()}
     note = json.dumps({"round": checkpoint.round, "meta": checkpoint.meta}, sort_keys=True, allow_nan=False)
     data = save(tensors, metadata={"confide": note, "sha256": _digest(tensors, note)})
     atomic_write(path, data)
@@ -63,7 +68,9 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged ({error}); restore it from a copy or start a new run") from error
     if _digest(tensors, labels["confide"]) != labels.get("sha256"):
         raise CheckpointError(f"{path}: damaged (its bytes do not match its SHA-256); restore it from a copy")
-    return Checkpoint(int(note["round"]), tensors, note["meta"])
+    state = {name: value for name, value in tensors.items() if not name.startswith(WATCHED)}
+    watched = {name.removeprefix(WATCHED): tensors[name] for name in tensors.keys() - state.keys()}
+    return Checkpoint(int(note["round"]), state, note["meta"], watched)
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,22 @@ class Diverged(Exception):
     """The model is no longer finite; the last checkpoint holds the last finite one."""
 
 
+class Watcher(Protocol):
+    """Looks at every released model; what it keeps is committed with the round."""
+
+    def see(self, before: Tensor, after: Tensor) -> None:
+        """Is shown the models `(N,)` before and after a round."""
+        ...
+
+    def kept(self) -> Mapping[str, Tensor]:
+        """All that it must remember."""
+        ...
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Goes back to what it had kept; nothing kept is a fresh start."""
+        ...
+
+
 @dataclass(frozen=True)
 class Training:
     """What a run does, apart from who does it.
@@ -62,6 +78,7 @@ class Training:
         every: evaluate every so many rounds, and after the last.
         evaluate: public evaluation of a model, or None.
         identity: what a checkpoint must agree on to be resumed (experiment's digest, data's fingerprint).
+        watcher: looks at every released model, or None.
     """
 
     strategy: Strategy
@@ -80,6 +97,7 @@ class Training:
     every: int
     evaluate: Callable[[Tensor], Mapping[str, float]] | None
     identity: Mapping[str, str]
+    watcher: Watcher | None = None
 
     @property
     def event(self) -> Event:
@@ -145,6 +163,8 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
     events = (training.event, *training.before)
     checkpoint = unchanged(store, ledger, unit=UNIT, events=events, identity=training.identity)
     store.cut(checkpoint)
+    if training.watcher is not None:
+        training.watcher.restore(checkpoint.watched if checkpoint is not None else {})
     if checkpoint is None:
         link.recover(0)
         return 0, training.strategy.init(training.model, streams.generator(training.seed, "init"))
@@ -217,10 +237,14 @@ def _train(
         collector.add(partial)
     phases.done("train")
     release = collector.release(training.noise, stream=("noise", round_))
+    before = strategy.predictor(state)
     state = strategy.aggregate(state, release, streams.generator(training.seed, "aggregate", round_))
     if not bool(torch.isfinite(strategy.predictor(state)).all()):
         raise Diverged(f"round {round_}: the model is no longer finite; lower train.learning_rate or the server's")
     phases.done("aggregate")
+    if training.watcher is not None:
+        training.watcher.see(before, strategy.predictor(state))
+        phases.done("audit")
     return state, {"round": round_, "cohort": len(cohort)} | _counts(training, collector.tally, instruction.payload)
 
 
@@ -271,7 +295,9 @@ def _commit(
     line = json.dumps(row, sort_keys=True, allow_nan=False)
     head = {"seq": ledger.head.seq, "hash": ledger.head.hash}
     link.stage()
-    store.save(Checkpoint(entry.round, state, {"ledger": head, "identity": dict(training.identity), "line": line}))
+    meta = {"ledger": head, "identity": dict(training.identity), "line": line}
+    watched = training.watcher.kept() if training.watcher is not None else {}
+    store.save(Checkpoint(entry.round, state, meta, watched))
     link.commit(entry.round)
     ledger.commit(entry)
     store.append(line)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from simulations.commands import BUDGET, FAILED, INTERRUPTED, OK, REFUSED
+from simulations.commands import audit as audit_
 from simulations.commands import compare as compare_
 from simulations.commands import config as config_
 from simulations.commands import data as data_
@@ -29,7 +30,7 @@ from simulations.commands import run as run_
 from simulations.commands import sweep as sweep_
 
 COMMANDS = (
-    *(run_, sweep_, plan_, epsilon_, explain_, compare_, ledger_, predict_),
+    *(run_, sweep_, plan_, epsilon_, explain_, audit_, compare_, ledger_, predict_),
     *(report_, init_, config_, list_, data_, doctor_),
 )
 
@@ -45,6 +46,7 @@ ERRORS = {
     ("server.checkpoint", "CheckpointError"): REFUSED,
     ("simulations.commands.runs", "RunError"): REFUSED,
     ("simulations.report_run", "ReportError"): REFUSED,
+    ("simulations.auditing", "AuditError"): REFUSED,
     ("server.loop", "Diverged"): FAILED,
     ("simulations.engines.pool", "WorkerError"): FAILED,
 }

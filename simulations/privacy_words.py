@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from simulations import audit_words
 from simulations.report_run import Run
 from simulations.report_words import number, small
 
 NO_PRIVACY = "This run had no privacy: updates were neither clipped nor noised, so ε is infinite for every silo."
 NOTHING_CHARGED = "No round was charged: nothing was released, so ε is 0."
-SOUND = 0.01  # A p-value below this says that the canaries’ null does not hold.
+STANDARD_ERRORS = 1.96  # Of a 95% interval.
 _METHODS = {
     "exact": "by a closed formula",
     "PLD": "by privacy-loss distributions",
@@ -73,9 +74,15 @@ def measurement(run: Run) -> str:
         if run.claimed is not None and run.claimed["neighbours"] == "replace"
         else ""
     )
+    said = f"Measured, from the final model of this one run. {audit_words.sentence(measured)} "
+    found = measured["all_iterates"]
+    if found is not None and found["quotable"]:
+        said += (
+            f"From the steps of all rounds, with fitted spreads: ε ≈ {number(found['epsilon'])} "
+            f"({number(found['lower'])} to {number(found['upper'])}). "
+        )
     return (
-        "Measured: an estimate from the final model of this one run, neither an upper nor a lower bound, and coarse "
-        f"with {measured['canaries']:,} canaries: it could not have told an ε below {floor} from none at all. A value "
+        f"{said}{measured['canaries']:,} canaries could not have told an ε below {floor} from none at all. A value "
         f"below the claim does not improve the claim.{half}"
     )
 
@@ -86,10 +93,9 @@ def least_shown(canaries: int, delta: float) -> float:
     The mean of so many canaries has a standard error of canaries^-1/2: Andrew et al. 2024, as in `privacy.audit`.
     """
     from privacy.accountant import epsilon
-    from privacy.audit import SPREAD
     from privacy.events import Gaussian
 
-    return epsilon(Gaussian(math.sqrt(canaries) / SPREAD), delta).upper
+    return epsilon(Gaussian(math.sqrt(canaries) / STANDARD_ERRORS), delta).upper
 
 
 def warnings(run: Run) -> list[str]:
@@ -98,12 +104,12 @@ def warnings(run: Run) -> list[str]:
     found: list[str] = []
     if claimed is None or measured is None:
         return found
-    if not measured["ks_pvalue"] >= SOUND:  # Written so that NaN warns too.
-        found.append(
-            "Do not rely on the measurement: canaries that took no part do not look random "
-            f"(p = {small(measured['ks_pvalue'])}), so what it is measured against does not hold."
-        )
-    if finite(measured["lower"]) > finite(claimed["epsilon_upper"]):
+    if measured["alarm"]:
+        found.append(f"{audit_words.alarm(measured)}. Do not trust the claim.")
+    if audit_words.unsound(measured):
+        text = audit_words.unsound(measured)
+        found.append(f"{text[0].upper()}{text[1:]}.")
+    if not measured["alarm"] and finite(measured["lower"]) > finite(measured["claim"]):
         found.append(
             "The whole interval lies above the claim. Chance does that in at most about one run of forty; if another "
             "seed shows it again, the claim is wrong: please report it."

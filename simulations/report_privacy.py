@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from simulations import privacy_words
+from simulations import audit_words, privacy_words
 from simulations.charts import Line, Mark, Span, line_chart, span_chart
 from simulations.privacy_words import finite
 from simulations.report_html import Html, element, join
@@ -56,6 +56,9 @@ def _comparison(claimed: Mapping[str, Any], measured: Mapping[str, Any] | None) 
     text = f"claimed {between}" if math.isfinite(upper) else "claimed: no bound"
     spans = [Span(text, min(lower, upper), upper)]
     if measured is not None:
+        if measured["compared_with"] != audit_words.RUN_CLAIM:
+            unamplified = finite(measured["claim"])
+            spans.append(Span(f"for canaries on their schedule {number(unamplified, rounding='up')}", 0.0, unamplified))
         low, middle, high = (finite(measured[name]) for name in ("lower", "epsilon", "upper"))
         spans.append(Span(f"measured {number(middle)} ({number(low)} to {number(high)})", low, high, middle))
     unit = f"ε at δ = {small(claimed['delta'])}" + (", the estimate with its 95% interval" if measured else "")

@@ -14,9 +14,9 @@ import numpy as np
 from safetensors.torch import save
 from torch import Tensor
 
-from privacy.audit import measure
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
+from simulations import auditing
 from simulations.engines import setup
 
 if TYPE_CHECKING:
@@ -93,11 +93,7 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
         "clip_norm": silo.clip_norm,
         "charged_rounds": active.ledger.charges("silo"),
     }
-    canaries, change = active.experiment.privacy.audit.canaries, predictor - active.model.start
-    measured = None
-    if canaries and bool(change.any()):
-        measured = asdict(measure(change, seed=active.experiment.seed, canaries=canaries, delta=silo.delta))
-        measured |= {name: _number(measured[name]) for name in ("epsilon", "lower", "upper")}
+    measured = auditing.audit(active, predictor, claimed)
     return {"silo": claimed, "example": None, "measured": measured, "cumulative": _cumulative(active)}
 
 

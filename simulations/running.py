@@ -23,7 +23,7 @@ from server.link import Link
 from server.loop import RoundResult, Training
 from server.store import RunStore
 from server.unchanged import unchanged
-from simulations import accounts, planning, results, standardization
+from simulations import accounts, auditing, planning, results, standardization
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from simulations.engines.local import LocalLink
@@ -200,8 +200,7 @@ class ActiveRun:
             return link
         return CanaryLink(
             link,
-            canaries=experiment.privacy.audit.canaries,
-            sampler=self.plan.sampler,
+            participation=auditing.participation(experiment, self.plan),
             channel=planning.AUDITED,
             sizes=experiment.strategy.channels(self.model.start.numel()),
             seed=experiment.seed,
@@ -227,6 +226,7 @@ class ActiveRun:
             every=experiment.metrics.every,
             evaluate=self._public_evaluation(),
             identity=self._identity,
+            watcher=auditing.watcher(experiment, self.model.start.numel()),
         )
 
     @property

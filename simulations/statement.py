@@ -177,13 +177,19 @@ def _not_covered(run: Run) -> Iterator[str]:
         if run.selection is None
         else "Tuning beyond the sweep: other runs or sweeps on the same silos are further releases."
     )
+    if run.section("privacy").get("noise") == "system":
+        yield (
+            "Files of this run: noise and cohorts came from the operating system and cannot be drawn again, but batches, "
+            "canaries and the initial model follow from the seed in experiment.yaml."
+        )
+    else:
+        yield (
+            "Simulated noise: cohorts and noise are drawn from the seed in experiment.yaml, so whoever knows it can take "
+            "the noise off again. The number says what the method costs, not that these files are safe to publish."
+        )
     yield (
-        "Simulated noise: cohorts and noise are drawn from the seed in experiment.yaml, so whoever knows it can take "
-        "the noise off again. The number says what the method costs, not that these files are safe to publish."
-    )
-    yield (
-        "Floating point: the proof is about real numbers; the low-order bits of noised sums are known to leak "
-        "(Mironov 2012)."
+        "Floating point: the proof is about real numbers. Released sums are rounded to a grid, so that their low-order "
+        "bits say nothing by themselves (Mironov 2012), but the noise is no exact discrete Gaussian."
     )
 
 

@@ -106,6 +106,12 @@ class Audit:
     """Measuring what the run really leaks."""
 
     canaries: int = key(0, at_least=0, help="canary silos of the one-shot audit; 0: no audit")
+    iterates: Literal["auto", "off"] = key("auto", help="also score every round's step, unless that is too much work")
+    participation: Literal["bernoulli", "spread"] = key(
+        "bernoulli", help="canaries by coins of the silos' rate, or each exactly `repeats` times: never amplified"
+    )
+    repeats: int = key(1, at_least=1, help="spread: rounds that each canary is in")
+    reference: Literal["start", "zero"] = key("start", help="score the final model minus the initial one, or itself")
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,14 @@ def _privacy_rules(privacy: Privacy) -> Iterator[str]:
         )
     if silo is None and privacy.noise == "system":
         yield "privacy.noise: found 'system', but there is no privacy.silo to add noise for; add it or use simulated"
+    audit = privacy.audit
+    if audit.participation != "spread" and audit.repeats != 1:
+        yield f"privacy.audit.repeats: found {audit.repeats}, but only participation: spread uses it; remove it"
+
+
+def _repeats_rules(rounds: int, privacy: Privacy) -> Iterator[str]:
+    if privacy.audit.repeats > rounds:
+        yield f"privacy.audit.repeats: must be <= rounds = {rounds}, got {privacy.audit.repeats}"
 
 
 def _sampling_rules(cohort: Cohort, privacy: Privacy) -> Iterator[str]:
@@ -109,6 +117,8 @@ def _standardize_rules(data: Data, privacy: Privacy) -> Iterator[str]:
 
 def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
     yield from strategy.problems(private=privacy.silo is not None)
+    if privacy.audit.canaries and "delta" not in strategy.channels(1):
+        yield f"privacy.audit.canaries: strategy {strategy.name} has no channel 'delta' to audit; use canaries: 0"
 
 
 def _engine_rules(engine: Engine) -> Iterator[str]:
@@ -125,6 +135,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("strategy", "privacy"), _strategy_rules),
     (("data", "privacy"), _standardize_rules),
     (("privacy",), _privacy_rules),
+    (("rounds", "privacy"), _repeats_rules),
     (("cohort", "privacy"), _sampling_rules),
     (("privacy", "data"), _delta_rules),
     (("budget", "privacy"), _budget_rules),

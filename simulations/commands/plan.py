@@ -59,11 +59,14 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     if silo is None or plan.noise_multiplier is None:
         return {"privacy": None}
     from privacy.accountant import epsilon
+    from privacy.binomial import detectable
     from privacy.mechanism import GaussianSum
+    from simulations import auditing
 
+    audit = experiment.privacy.audit
     marks = sorted({max(1, round(experiment.rounds * percent / 100)) for percent in PERCENT})
     brackets = [(mark, epsilon(plan.after(mark), silo.delta, neighbours=plan.neighbours)) for mark in marks]
-    canaries = experiment.privacy.audit.canaries * plan.sampler.expected / plan.sampler.population
+    canaries = auditing.participation(experiment, plan).expected
     share = next(mechanism for mechanism in plan.mechanisms.values() if isinstance(mechanism, GaussianSum))
     found = {
         "noise_multiplier": plan.noise_multiplier,
@@ -71,6 +74,8 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         "clip_norm": silo.clip_norm,
         "noise_std_of_mean": share.noise_multiplier * silo.clip_norm / (plan.sampler.expected + canaries),
         "expected_canaries": canaries,
+        "canaries": audit.canaries,
+        "detectable": detectable(audit.canaries, silo.delta) if audit.canaries else None,
         "delta": silo.delta,
         "neighbours": plan.neighbours,
         "method": brackets[-1][1].method,
@@ -115,6 +120,9 @@ def describe(plan: dict[str, Any]) -> str:
         ("noise on the mean", f"std {output.short(private['noise_std_of_mean'])} per coordinate"),
         ("epsilon of", f"{output.RELATIONS[private['neighbours']]}, at delta {output.short(private['delta'])}"),
     ]
+    if private["canaries"]:
+        shown = f"{private['canaries']} canaries can show epsilon {output.short(private['detectable'])} at most"
+        pairs.append(("audit", f"{shown} by counting; a larger claim they can hardly contradict"))
     if private["note"]:
         pairs.append(("note", private["note"]))
     if "budget" in private:

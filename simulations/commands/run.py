@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simulations.commands import BUDGET, INTERRUPTED, OK, output, summary
+from simulations import audit_words
+from simulations.commands import ALARM, BUDGET, INTERRUPTED, OK, output, summary
 from simulations.commands.interrupt import Interrupt
 from simulations.commands.progress import watch
 from simulations.commands.shared import config_argument, dataset_argument, format_argument, load_code, read, read_rows
@@ -150,6 +151,7 @@ def _train(args: argparse.Namespace, experiment: Experiment, folder: Path, *, re
         reason = error.strerror or str(error)
         raise StoreError(f"{error.filename or folder}: {reason}; mend that and go on with: {again}") from error
     _say_how_it_ended(outcome, again)
+    audit_words.warn(outcome.result["privacy"]["measured"])
     return outcome
 
 
@@ -170,7 +172,10 @@ def _say_how_it_ended(outcome: Outcome, again: str) -> None:
 
 
 def _ended(outcome: Outcome) -> int:
-    stopped = outcome.result["stopped"]
-    if stopped is None:
-        return OK
-    return BUDGET if stopped.startswith("budget") else INTERRUPTED
+    """An interruption first, as there is more to come; then an alarm, which outweighs the budget."""
+    stopped, measured = outcome.result["stopped"], outcome.result["privacy"]["measured"]
+    if stopped is not None and not stopped.startswith("budget"):
+        return INTERRUPTED
+    if measured is not None and measured["alarm"]:
+        return ALARM
+    return OK if stopped is None else BUDGET

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from simulations import audit_words
 from simulations.commands import output
 
 Result = Mapping[str, Any]
@@ -65,11 +66,10 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
         yield "epsilon of data", f"{output.at_most(cumulative['epsilon_upper'])}, by {runs} with a budget on this data"
     if measured is not None:
         interval = f"{output.short(measured['lower'])} to {output.short(measured['upper'])}"
-        yield (
-            "epsilon measured",
-            f"{output.short(measured['epsilon'])}, 95% interval {interval}, from {measured['canaries']} canaries. "
-            "This is an estimate from a single run, and coarse; it proves nothing.",
-        )
+        words = f"{output.short(measured['epsilon'])}, 95% interval {interval}, from {measured['canaries']} canaries"
+        yield "epsilon measured", f"{words}. {audit_words.sentence(measured)}"
+        if audit_words.unsound(measured):
+            yield "warning", audit_words.unsound(measured)
 
 
 def _failures(updates: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

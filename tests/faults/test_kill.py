@@ -233,7 +233,10 @@ class Place:
             "data": {"path": str(self.path / "data.npz"), "silos": SILOS},
             "cohort": {"sampling": "all"},
             "train": {"epochs": 2, "batch_size": 4, "learning_rate": 0.5, "momentum": 0.5},
-            "privacy": {"silo": {"clip_norm": 0.5, "noise_multiplier": 2.0, "delta": 1e-3}},
+            "privacy": {
+                "silo": {"clip_norm": 0.5, "noise_multiplier": 2.0, "delta": 1e-3},
+                "audit": {"canaries": 4},
+            },
             "engine": {"chunk": SILOS // CHUNKS},
         }
 
@@ -272,6 +275,10 @@ class Left:
         return json.loads((self.folder / "result.json").read_text())
 
     @property
+    def scores(self) -> Any:
+        return json.loads((self.folder / "audit.json").read_text())
+
+    @property
     def reserves(self) -> int:
         lines = (self.folder / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
         return sum(json.loads(line)["kind"] == "reserve" for line in lines)
@@ -285,6 +292,8 @@ def check(whole: Left, resumed: Left, *, extra: int, rounds: int = ROUNDS) -> No
     """The laws of a run that was killed and resumed: the same model, and at least what it cost."""
     assert resumed.result["model"]["sha256"] == whole.result["model"]["sha256"]
     assert resumed.result["metrics"] == whole.result["metrics"]
+    for name in ("final", "iterates"):  # The largest cosines of all rounds are in the checkpoint.
+        assert resumed.scores[name] == whole.scores[name]
     assert [apart_from_the_attempt(row) for row in resumed.rows] == [apart_from_the_attempt(row) for row in whole.rows]
     assert resumed.reserves == resumed.result["privacy"]["silo"]["charged_rounds"] == rounds + extra
     spent = [row["epsilon"] for row in resumed.rows]

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from scipy import stats
 
 from privacy.audit import direction
 from privacy.mechanism import GaussianSum, Mechanism
 from privacy.release import Collector, Contributions, Failure, Partial
 from server.canaries import CanaryLink
-from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
+from server.participation import Coins
 from strategies.base import Evaluation, Instruction
 
 torch.set_num_threads(1)
@@ -54,9 +53,8 @@ class Constant:
         self.trace.append("close")
 
 
-def canary_link(canaries: int, sampler: Sampler | None = None, seed: int = 5) -> CanaryLink:
-    sampler = sampler if sampler is not None else FullCohort(SILOS)
-    return CanaryLink(Constant(), canaries=canaries, sampler=sampler, channel="delta", sizes=SIZES, seed=seed)
+def canary_link(canaries: int) -> CanaryLink:
+    return CanaryLink(Constant(), participation=Coins(canaries, 1.0, 5), channel="delta", sizes=SIZES, seed=5)
 
 
 def collect(link: CanaryLink | Constant, cohort: Sequence[int] = range(SILOS)) -> Collector:
@@ -101,26 +99,12 @@ def test_canaries_are_there_when_no_silo_is() -> None:
     assert torch.linalg.vector_norm(audited.sums["delta"]) > 0
 
 
-@pytest.mark.parametrize(
-    ("sampler", "rate"),
-    [(PoissonCohort(0.25, SILOS), 0.25), (FixedCohort(3, SILOS), 0.5), (FullCohort(SILOS), 1.0)],
-)
-def test_canaries_are_drawn_at_the_rate_of_the_silos(sampler: Sampler, rate: float) -> None:
-    link = canary_link(400, sampler)
-    assert link.expected == 400 * rate
-    count = sum(len(link.drawn(round_)) for round_ in range(1, 101))
-    law = stats.binom(40_000, rate)  # False alarm at most 1e-6, over seeds.
-    assert law.cdf(count) > 5e-7
-    assert law.sf(count - 1) > 5e-7
-
-
-def test_a_canary_is_drawn_by_a_coin_of_its_own() -> None:
-    link, sampler = canary_link(400, PoissonCohort(0.5, 400)), PoissonCohort(0.5, 400)
-    drawn, again = link.drawn(1), link.drawn(2)
-    assert drawn == link.drawn(1) == sorted(set(drawn))
-    assert drawn != again
-    assert drawn != sampler.draw(5, 1)  # Else canary k would be in exactly the rounds of silo k.
-    assert canary_link(401, PoissonCohort(0.5, 400)).drawn(1)[: len(drawn)] == drawn
+def test_the_size_of_a_block_changes_no_more_than_the_rounding() -> None:
+    whole, single = canary_link(5), canary_link(5)
+    single.block = 1
+    torch.testing.assert_close(collect(whole).sums["delta"], collect(single).sums["delta"], rtol=0, atol=1e-12)
+    wide = CanaryLink(Constant(), participation=Coins(5, 1.0, 5), channel="delta", sizes={"delta": 10**7}, seed=5)
+    assert wide.block == 1  # Directions are never stored whole.
 
 
 def test_the_rest_passes_on() -> None:

@@ -46,6 +46,20 @@ MEASURED = {
     "dimension": 650,
     "ks_pvalue": 0.59,
     "method": "final, shared",
+    "interval": 0.95,
+    "sound": True,
+    "detectable": 2.82,
+    "detectable_by_alarm": 1.48,
+    "lower_bound": 0.0,
+    "shared_bound": 0.0,
+    "false_alarm": 1e-4,
+    "claim": 4.2019,
+    "compared_with": "the run's claim",
+    "reference": "start",
+    "alarm": False,
+    "fitted": {"method": "fitted", "epsilon": 2.1, "lower": 1.2, "upper": 4.0, "quotable": False},
+    "all_iterates": {"method": "fitted", "epsilon": 3.1, "lower": 1.4, "upper": 6.0, "quotable": False},
+    "iterates_off": "",
 }
 RESULT: dict[str, Any] = {
     "name": "quickstart",
@@ -332,10 +346,17 @@ def test_without_canaries_it_says_why_nothing_is_measured(case: Case) -> None:
     ("changes", "warns"),
     [
         ({}, ()),
-        ({"ks_pvalue": 0.003}, ("Do not rely on the measurement",)),
+        ({"ks_pvalue": 0.003, "sound": False}, ("Do not rely on the measurement",)),
         ({"lower": 4.3, "epsilon": 6.0, "upper": 8.0}, ("The whole interval lies above the claim",)),
         ({"lower": 4.1, "epsilon": 6.0, "upper": 8.0}, ()),
-        ({"ks_pvalue": 0.003, "lower": 5.0, "epsilon": 6.0, "upper": None}, ("Do not rely", "lies above the claim")),
+        (
+            {"ks_pvalue": 0.003, "sound": False, "lower": 5.0, "epsilon": 6.0, "upper": None},
+            ("Do not rely", "lies above the claim"),
+        ),
+        (
+            {"alarm": True, "lower_bound": 4.6, "lower": 5.0, "epsilon": 6.0, "upper": 7.0},
+            ("ALARM: canaries show epsilon 4.6 or more where 4.202 is claimed",),
+        ),
     ],
 )
 def test_a_measurement_that_is_unsound_or_above_the_claim_warns(

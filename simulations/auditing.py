@@ -1,0 +1,196 @@
+"""The audit of a run: its scores in audit.json, and what they mean, recomputed from that file alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from privacy.audit import Scores, measure, score
+from simulations.audit_words import RUN_CLAIM
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from server.iterates import MaximalCosines
+    from server.participation import Participation
+    from simulations.planning import Plan
+    from simulations.running import ActiveRun
+    from strategies.experiment import Audit, Experiment
+
+FILE = "audit.json"
+VERSION = 1
+
+
+class AuditError(ValueError):
+    """A folder whose audit cannot be read; one line."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that the audit needs to know of a run; no model.
+
+    Attributes:
+        final: cosines of canaries with the whole change of the model.
+        iterates: their largest cosines with one step of it, or None.
+        iterates_off: why there are none; empty otherwise.
+        delta: of every epsilon.
+        claim: what canaries may show at most; infinite without one.
+        compared_with: what that claim is, in words.
+        reference: whether the change was taken from the start or from zero.
+    """
+
+    final: Scores
+    iterates: Scores | None
+    iterates_off: str
+    delta: float
+    claim: float
+    compared_with: str
+    reference: str
+
+
+def participation(experiment: Experiment, plan: Plan) -> Participation:
+    """In which rounds the experiment's canaries take part."""
+    from server.participation import Coins, Spread
+
+    audit = experiment.privacy.audit
+    if audit.participation == "spread":
+        return Spread(audit.canaries, audit.repeats, experiment.rounds)
+    return Coins(audit.canaries, plan.sampler.expected / plan.sampler.population, experiment.seed)
+
+
+def watcher(experiment: Experiment, size: int) -> MaximalCosines | None:
+    """What scores every round, where that is wanted and not too much work."""
+    from server.iterates import MaximalCosines
+
+    canaries = experiment.privacy.audit.canaries
+    if not canaries or iterates_off(experiment.privacy.audit, size):
+        return None
+    return MaximalCosines(canaries=canaries, size=size, seed=experiment.seed)
+
+
+def iterates_off(audit: Audit, size: int) -> str:
+    """Why rounds are not scored; empty where they are."""
+    from server.iterates import WORK_LIMIT, too_much_work
+
+    if audit.iterates == "off":
+        return "privacy.audit.iterates is off"
+    if too_much_work(audit.canaries, size):
+        work = 2 * audit.canaries * size
+        return f"scoring a round takes {work:,} numbers (2 x canaries x parameters), above the limit of {WORK_LIMIT:,}"
+    return ""
+
+
+def audit(active: ActiveRun, predictor: Tensor, claimed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Scores the final model, writes audit.json, and says what it means; None where there is nothing to score.
+
+    Args:
+        active: the run.
+        predictor: its final model `(N,)`.
+        claimed: the claim, as result.json holds it.
+    """
+    from server.checkpoint import atomic_write
+    from server.iterates import MaximalCosines
+
+    settings = active.experiment.privacy.audit
+    if not settings.canaries or not bool((predictor - active.model.start).any()):
+        return None
+    change = predictor - active.model.start if settings.reference == "start" else predictor
+    found = active.training.watcher
+    claim, compared_with = _claim(active, claimed)
+    record = Record(
+        final=score(change, seed=active.experiment.seed, canaries=settings.canaries),
+        iterates=found.scores() if isinstance(found, MaximalCosines) else None,
+        iterates_off=iterates_off(settings, change.numel()),
+        delta=float(claimed["delta"]),
+        claim=claim,
+        compared_with=compared_with,
+        reference=settings.reference,
+    )
+    atomic_write(active.folder / FILE, encode(record).encode())
+    return measured(record)
+
+
+def _claim(active: ActiveRun, claimed: Mapping[str, Any]) -> tuple[float, str]:
+    """What canaries may show: the run's epsilon, or without amplification where they took part on a schedule."""
+    from privacy.accountant import epsilon
+    from privacy.events import Gaussian
+
+    settings, noise = active.experiment.privacy.audit, active.plan.noise_multiplier
+    if settings.participation == "bernoulli" or noise is None:
+        upper = claimed["epsilon_upper"]
+        return (math.inf if upper is None else float(upper)), RUN_CLAIM
+    equivalent = noise / math.sqrt(settings.repeats)
+    words = f"the unsampled Gaussian of noise multiplier {equivalent:.4g} (each canary in {settings.repeats} rounds)"
+    return epsilon(Gaussian(equivalent), float(claimed["delta"])).upper, words
+
+
+def measured(record: Record) -> dict[str, Any]:
+    """What the scores mean, as plain values; None stands for infinity."""
+    found = asdict(measure(record.final, delta=record.delta, claim=record.claim, iterates=record.iterates))
+    found |= {name: getattr(record, name) for name in ("compared_with", "reference", "iterates_off")}
+    return {name: _plain(value) for name, value in found.items()}
+
+
+def encode(record: Record) -> str:
+    """The text of audit.json."""
+    values = {name: getattr(record, name) for name in ("iterates_off", "delta", "compared_with", "reference")}
+    scores = {"final": record.final, "iterates": record.iterates}
+    written: dict[str, Any] = {"version": VERSION, **values, "claim": _plain(record.claim)}
+    written |= {name: None if each is None else _scores(each) for name, each in scores.items()}
+    return json.dumps(written, allow_nan=False) + "\n"
+
+
+def read(folder: Path) -> Record:
+    """Reads audit.json of a run's folder.
+
+    Raises:
+        AuditError: it is missing, damaged, or of another version.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise AuditError(f"{path}: missing; audit a run with privacy.audit.canaries above 0 that did a round")
+    try:
+        return _decode(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise AuditError(f"{path}: cannot be read ({reason}); restore it from a copy") from error
+
+
+def _decode(data: Mapping[str, Any]) -> Record:
+    if data["version"] != VERSION:
+        raise ValueError(f"version {data['version']!r}, this confide reads {VERSION}")
+    claim, delta = data["claim"], float(data["delta"])
+    if not 0 < delta < 1:
+        raise ValueError(f"delta {delta!r}")
+    return Record(
+        final=_read_scores(data["final"]),
+        iterates=None if data["iterates"] is None else _read_scores(data["iterates"]),
+        iterates_off=str(data["iterates_off"]),
+        delta=delta,
+        claim=math.inf if claim is None else float(claim),
+        compared_with=str(data["compared_with"]),
+        reference=str(data["reference"]),
+    )
+
+
+def _scores(scores: Scores) -> dict[str, Any]:
+    return {"seen": scores.seen.tolist(), "unseen": scores.unseen.tolist(), "dimension": scores.dimension}
+
+
+def _read_scores(data: Mapping[str, Any]) -> Scores:
+    import numpy as np
+
+    seen, unseen = (np.array(data[name], dtype=np.float64).reshape(-1) for name in ("seen", "unseen"))
+    return Scores(seen, unseen, int(data["dimension"]))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,61 @@
+"""The studies: the commands run, use what confide uses, and show what they say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from privacy import audit, gaussian
+from simulations.studies import alarm, iterates, one_shot_table
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("epsilon", one_shot_table.EPSILONS)
+def test_the_noise_of_the_table_costs_its_epsilon(epsilon: float) -> None:
+    noise = one_shot_table.noise_for(epsilon)
+    assert gaussian.epsilon(noise, one_shot_table.DELTA) == pytest.approx(epsilon, rel=1e-9)
+    assert noise == pytest.approx({1.0: 4.2247, 3.0: 1.5439, 10.0: 0.5411}[epsilon], abs=5e-5)
+
+
+def test_the_table_draws_the_canaries_of_the_audit() -> None:
+    single, double = one_shot_table.unit(3, 7, 5_000), audit.direction(3, 7, 5_000)
+    np.testing.assert_allclose(single.numpy(), double.numpy(), atol=1e-6)
+
+
+def test_the_table_has_a_row_for_each_epsilon(capsys: Any) -> None:
+    assert one_shot_table.main(["--runs", "2", "--dimension", "5000", "--canaries", "100", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["epsilon"] for row in rows] == [1.0, 3.0, 10.0]
+    shared = [row["shared"]["mean"] for row in rows]
+    assert shared == sorted(shared)
+    for row in rows:  # One estimate of 100 canaries errs by about .4, .5 and .7: 5.5 of that for the mean of two.
+        assert abs(row["shared"]["mean"] - row["at_this_dimension"]) < 5.5 * 0.7 / 2**0.5
+
+
+def test_the_fault_of_the_alarm_study_is_priced_as_if_it_were_none() -> None:
+    silent = alarm.SilentSum(0.5, 10.0)
+    total = torch.ones(3, dtype=torch.float64)
+    assert torch.equal(silent.privatize(total, torch.Generator()), total)
+    assert silent.event == alarm.GaussianSum(0.5, 10.0).event
+
+
+def test_the_alarm_study_says_what_it_found(capsys: Any) -> None:
+    assert alarm.main(["--seeds", "1", "--canaries", "200"]) == 0
+    said = capsys.readouterr().out
+    assert "noise removed on purpose: alarm in 1 of 1 runs" in said
+    assert "right noise:              alarm in 0 of 1 runs" in said
+
+
+@pytest.mark.integration
+def test_all_iterates_show_more_than_the_final_model() -> None:
+    # P9. The ratios at noise .25 and .5 are 20 and 3.5; the estimates at noise 2 are mostly chance.
+    rows = iterates.study([0.25, 0.5, 2.0])
+    assert all(row["all_iterates"] >= 3 * row["epsilon"] for row in rows[:2])
+    for name in ("epsilon", "all_iterates"):
+        assert rows[0][name] > rows[1][name] > rows[2][name]
+    assert all(row["epsilon"] <= row["claim"] + row["upper"] - row["epsilon"] for row in rows)
