@@ -33,6 +33,25 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a file of the run says of its ledger.
+
+    Attributes:
+        name: what was looked at.
+        where: the file, in words.
+        head: the line that it saw last; None where it cannot be read.
+        claimed: what it claims to have cost; None where it claims nothing.
+        problem: why it cannot be read.
+    """
+
+    name: str
+    where: str
+    head: Head | None = None
+    claimed: Mapping[str, Any] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What was found out about a ledger.
 
@@ -110,12 +129,13 @@ def verify(place: Place, delta: float | None = None) -> Verdict:
         place: of the ledger.
         delta: to price a ledger alone at.
     """
+    seen = list(_seen(place))  # Before the ledger: a run that is under way only adds lines to it.
     try:
         loaded = load(place.ledger)
     except LedgerError as error:
         return Verdict(place.ledger, (str(error),), ("lines",), Head(), {}, False, None)
     chain, problems, checked = loaded.chain, list(_torn(place, loaded)), ["lines", "chain"]
-    for name, problem in _of_run(place, chain):
+    for name, problem in (found for one in seen for found in _compared(place.ledger, chain, one)):
         checked.append(name)
         problems += [problem] if problem else []
     delta = delta if delta is not None else delta_of(place)
@@ -140,8 +160,8 @@ def _torn(place: Place, loaded: Loaded) -> Iterator[str]:
         )
 
 
-def _of_run(place: Place, chain: Chain) -> Iterator[tuple[str, str | None]]:
-    """What was looked at beside the ledger, and what is wrong with it."""
+def _seen(place: Place) -> Iterator[Seen]:
+    """What checkpoint and result.json say of the ledger."""
     if place.run is None:
         return
     path = place.run / "checkpoint.safetensors"
@@ -149,27 +169,35 @@ def _of_run(place: Place, chain: Chain) -> Iterator[tuple[str, str | None]]:
         from server.checkpoint import CheckpointError, read
 
         try:
-            head: Any = read(path).meta["ledger"]
-        except CheckpointError as error:
-            yield "checkpoint", str(error)
-        else:
-            yield "checkpoint", _missing(place.ledger, chain, head, where="the checkpoint")
+            yield Seen("checkpoint", "the checkpoint", _head(read(path).meta["ledger"]))
+        except (CheckpointError, ValueError, KeyError, TypeError) as error:
+            yield Seen("checkpoint", "the checkpoint", problem=str(error))
     path = place.run / "result.json"
     if path.is_file():
         try:
             result = json.loads(path.read_bytes())
-            head, claimed = result["ledger"], result["privacy"]["silo"]
-            problem = _missing(place.ledger, chain, head, where="result.json")
-            yield "result.json", problem
-            if problem is None and claimed is not None:
-                yield "epsilon", _claim(place.ledger, claimed, int(head["seq"]))
+            yield Seen("result.json", "result.json", _head(result["ledger"]), result["privacy"]["silo"])
         except (ValueError, KeyError, TypeError) as error:
-            yield "result.json", f"{path}: not the result of a run ({error!r})"
+            yield Seen("result.json", "result.json", problem=f"{path}: not the result of a run ({error!r})")
 
 
-def _missing(ledger: Path, chain: Chain, head: Mapping[str, Any], *, where: str) -> str | None:
+def _head(data: Mapping[str, Any]) -> Head:
+    return Head(int(data["seq"]), str(data["hash"]))
+
+
+def _compared(ledger: Path, chain: Chain, seen: Seen) -> Iterator[tuple[str, str | None]]:
+    """What was looked at, and what is wrong with it."""
+    problem = seen.problem if seen.head is None else _missing(ledger, chain, seen.head, where=seen.where)
+    yield seen.name, problem
+    if problem is None and seen.head is not None and seen.claimed is not None:
+        try:
+            yield "epsilon", _claim(ledger, seen.claimed, seen.head.seq)
+        except (ValueError, KeyError, TypeError) as error:
+            yield "epsilon", f"{ledger}: result.json claims what cannot be compared ({error!r})"
+
+
+def _missing(ledger: Path, chain: Chain, seen: Head, *, where: str) -> str | None:
     """Whether the line is gone, or another, that somebody saw as the last one."""
-    seen = Head(int(head["seq"]), str(head["hash"]))
     if chain.head.seq < seen.seq:
         return f"{ledger}: has {chain.head.seq} lines, but {where} saw {seen.seq}: lines were cut, restore it"
     return None if chain.holds(seen) else f"{ledger}: line {seen.seq} is not the one that {where} saw: another ledger"
