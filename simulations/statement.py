@@ -179,13 +179,13 @@ def _not_covered(run: Run) -> Iterator[str]:
     )
     if run.section("privacy").get("noise") == "system":
         yield (
-            "Files of this run: noise and cohorts came from the operating system and cannot be drawn again, but batches, "
-            "canaries and the initial model follow from the seed in experiment.yaml."
+            "Files of this run: noise and cohorts came from the operating system and cannot be drawn again, but "
+            "batches, canaries and the initial model follow from the seed in experiment.yaml."
         )
     else:
         yield (
-            "Simulated noise: cohorts and noise are drawn from the seed in experiment.yaml, so whoever knows it can take "
-            "the noise off again. The number says what the method costs, not that these files are safe to publish."
+            "Simulated noise: cohorts and noise are drawn from the seed in experiment.yaml, so whoever knows it can "
+            "take the noise off again. The number says what the method costs, not that these files are safe to publish."
         )
     yield (
         "Floating point: the proof is about real numbers. Released sums are rounded to a grid, so that their low-order "
