@@ -16,7 +16,10 @@ from privacy.ledger import read
 from simulations import sweep_choice, sweep_memory, sweep_run
 from simulations.cli import main
 from simulations.data.federation import build
+from simulations.report_run import read_run
+from simulations.report_words import number
 from simulations.running import ActiveRun, train
+from simulations.statement import statement
 from simulations.sweep import Sweep, prepared
 from simulations.sweep_plan import MOST_SETTINGS, Spec, draw, grid, settings
 from simulations.sweep_run import Means
@@ -161,7 +164,11 @@ def test_a_released_run_says_what_its_choice_cost(
     assert result["privacy"]["selection"]["epsilon_upper"] == memory["privacy"]["epsilon_upper"]
     assert "runs" not in result["privacy"]["selection"]  # How many there were is part of the secret.
     assert "the choice of this run included" in result["notes"][0]
-    assert "the sweep that it comes from included" in (run / "report.html").read_text()
+    upper = number(memory["privacy"]["epsilon_upper"], 4, "up")
+    assert statement(read_run(run))[0].sentences[0].startswith(f"ε (epsilon) is at most {upper} at δ (delta) = 10⁻³")
+    page = (run / "report.html").read_text()
+    shown = number(memory["privacy"]["epsilon_upper"], rounding="up")
+    assert f"<b>ε ≤ {shown}</b>at δ = 10⁻³, for adding or removing one whole silo, the sweep that it comes from" in page
     assert main(["compare", str(run), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["epsilon"] == memory["privacy"]["epsilon_upper"]
 
