@@ -31,7 +31,7 @@ __all__ = [
 
 MEANINGLESS = 50.0  # At epsilon 50 an attacker's odds may change by e^50.
 _REPLACE_MEANINGLESS = 4 * MEANINGLESS  # The Renyi bound for replaced units passes through absence and is this loose.
-_CURVE_POINTS = 20
+_CURVE_POINTS = 40
 _TOLERANCE = 1e-3
 _NOISE_RANGE = (1e-3, 1e6)
 

@@ -38,7 +38,7 @@ UNIT = "silo"
 
 
 class Diverged(Exception):
-    """The model is no longer finite; the last checkpoint holds the last finite one."""
+    """The model is no longer finite, or no update could be used; the last checkpoint holds the last good one."""
 
 
 class Watcher(Protocol):
@@ -235,6 +235,9 @@ def _train(
     collector = Collector(training.mechanisms, sizes, expected=training.expected, population=link.population)
     for partial in link.ask(instruction, cohort, training.mechanisms, record=training.record):
         collector.add(partial)
+    if collector.tally.failures and not collector.tally.arrived:
+        refused, reason = len(collector.tally.failures), collector.tally.failures[0].reason
+        raise Diverged(f"round {round_}: all {refused} updates were refused: {reason}; mend the strategy or its rates")
     phases.done("train")
     release = collector.release(training.noise, stream=("noise", round_))
     before = strategy.predictor(state)

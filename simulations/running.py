@@ -29,6 +29,7 @@ from simulations.engines import setup
 from simulations.engines.local import LocalLink
 from simulations.engines.pool import PoolLink
 from simulations.folders import default_folder, require_room, usable
+from simulations.shipped import find
 from strategies.codec import encode
 from strategies.experiment import Experiment, digest
 from strategies.loading import load
@@ -117,6 +118,8 @@ class ActiveRun:
             # would depend on their number.
             opened.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
+            # The first optimizer of a process imports torch's compiler, a second: set-up, not a part of round 1.
+            torch.optim.SGD([torch.zeros(1)], lr=1.0)
             # Everything that a config can get wrong comes before the folder: a refused run leaves nothing behind.
             prepared = prepare(experiment, table=table)
             self.federation, self.plan, self.model = prepared.federation, prepared.plan, prepared.model
@@ -252,15 +255,15 @@ def run(
     """Runs an experiment to its end, or to the end of its budget.
 
     Args:
-        config: a YAML file, or an experiment.
+        config: a YAML file, the name of a shipped experiment, or an experiment.
         out: the run's folder; default `runs/NAME-DATE`.
         overrides: `a.b=c`, as `--set` takes them; only with a file.
         on_round: called after every committed round.
 
     >>> from simulations import run  # doctest: +SKIP
-    >>> run("simulations/configs/quickstart.yaml", overrides=["rounds=5"]).result["metrics"]  # doctest: +SKIP
+    >>> run("quickstart", overrides=["rounds=5"]).result["metrics"]  # doctest: +SKIP
     """
-    experiment = config if isinstance(config, Experiment) else load(Path(config), overrides)
+    experiment = config if isinstance(config, Experiment) else load(find(str(config)), overrides)
     with ActiveRun(experiment, Path(out) if out is not None else default_folder(experiment)) as active:
         train(active, on_round)
         return active.finish()

@@ -172,6 +172,8 @@ def experiments(config: Mapping[str, Any], points: Sequence[Sequence[str]]) -> l
         ConfigError: a point that is no experiment; the first such.
     """
     base = parse(config)
+    if base.privacy.noise == "system":  # The number of runs is part of the secret that the price rests on.
+        raise ConfigError(["privacy.noise: a sweep draws its runs and scores from the seed; use simulated for it"])
     found = []
     for point in points:
         mapping = dict(config)

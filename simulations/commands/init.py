@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from simulations.commands import OK
-from simulations.commands.shared import CONFIGS, STARTER
+from simulations.shipped import CONFIGS, STARTER
 from strategies.schema import ConfigError
 
 NAME = "init"

@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Mapping
 
 from simulations.commands import OK, output
-from simulations.commands.shared import CONFIGS, format_argument, load_code, plugin_argument, shipped
+from simulations.commands.shared import format_argument, load_code, plugin_argument
+from simulations.shipped import CONFIGS, shipped
 
 NAME = "list"
 HELP = "strategies, tasks, data sets, partitions, server optimizers and shipped configs"

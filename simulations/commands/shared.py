@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
+import os
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from simulations.shipped import find
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:
     from client.tables import Table
     from strategies.experiment import Experiment
-
-CONFIGS = Path(__file__).parent.parent / "configs"
-STARTER = "starter"  # What `confide init` writes: a form to fill in, so it is not listed as an experiment.
 
 
 def config_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -64,8 +62,13 @@ def read_rows(dataset: str | None, experiment: Experiment) -> Table | None:
     from client.files import read_dataset
     from strategies.plugins import import_path
 
+    _look_here()
     found = import_path(dataset, where="--dataset")
-    made = found() if callable(found) and not hasattr(found, "__getitem__") else found
+    try:
+        made = found() if isinstance(found, type) or not hasattr(found, "__getitem__") else found
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise ConfigError([f"--dataset {dataset}: {type(error).__name__}: {line}; fix the module"]) from error
     return read_dataset(made, kind=experiment.data.kind, where=f"--dataset {dataset}")
 
 
@@ -87,23 +90,12 @@ def load_code(plugins: Sequence[str]) -> None:
     from strategies.plugins import load_entry_points, load_plugins
 
     load_entry_points()
+    if plugins:
+        _look_here()
     load_plugins(plugins)
 
 
-def shipped() -> list[str]:
-    """The names of the experiments that come with confide."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != STARTER)
-
-
-def find(config: str) -> Path:
-    """The file that CONFIG means: a path, or the bare name of a shipped experiment."""
-    path = Path(config)
-    if path.is_file():
-        return path
-    if config in shipped():
-        return CONFIGS / f"{config}.yaml"
-    if path.exists() or not re.fullmatch(r"[\w-]+", config):
-        return path  # Reading it says what is wrong with it.
-    raise ConfigError(
-        [f"{config}: no such file, and no shipped config of that name; there are: {', '.join(shipped())}"]
-    )
+def _look_here() -> None:
+    """Lets modules that are named on the command line lie in the folder where it is given."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)

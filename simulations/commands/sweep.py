@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from simulations.commands import INTERRUPTED, OK, output
 from simulations.commands.interrupt import Interrupt
-from simulations.commands.shared import config_argument, dataset_argument, find, format_argument, load_code, read_rows
+from simulations.commands.shared import config_argument, dataset_argument, format_argument, load_code, read_rows
+from simulations.shipped import find
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:

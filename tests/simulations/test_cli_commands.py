@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from simulations import ActiveRun, load, run, train
 from simulations.cli import main
-from simulations.commands.shared import CONFIGS, shipped
+from simulations.shipped import CONFIGS, shipped
 
 SMALL = ["--set", "rounds=4", "--set", "data.silos=40", "--set", "privacy.silo.delta=1e-3", "--quiet"]
 
