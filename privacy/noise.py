@@ -115,7 +115,7 @@ def noised(total: Tensor, std: float, normals: Tensor) -> Tensor:
     """
     step = grid(std)
     steps = (total / step).clamp_(-2 * LIMIT, 2 * LIMIT)  # Exact, but for numbers that end at the limit anyway.
-    whole = steps.round()
+    whole = steps.floor()  # Not to the nearest: ties would go to even numbers, and show which the sum was near.
     noise = (normals * (std / step)).add_(steps - whole).round_()  # Of no larger numbers than the noise: see above.
     return noise.add_(whole).clamp_(-LIMIT, LIMIT).mul_(step).add_(0.0)  # -0 + 0 is +0.
 

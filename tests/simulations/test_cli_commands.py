@@ -47,7 +47,7 @@ def test_the_summary_names_what_a_reader_must_know(capsys, tmp_path, monkeypatch
         "on the public test set",
         "at delta 0.001, for adding or removing one whole silo",
         "95% interval",
-        "from 64 canaries. This is an estimate from a single run, and coarse; it proves nothing.",
+        "from 64 canaries. An estimate, neither an upper nor a lower bound",
         "simulated noise",
         str(tmp_path / "run" / "report.html"),
     ):
@@ -62,10 +62,10 @@ def test_without_privacy_epsilon_is_infinite(capsys, tmp_path):
     assert "no privacy: epsilon is infinite" in plan
 
 
-def test_updates_that_failed_are_said(capsys, tmp_path):
-    argv = ["--quiet", "--set", "rounds=2", "--set", "train.learning_rate=1e30", "--out", tmp_path / "run"]
-    text = said(capsys, "run", "mlp_dirichlet", *argv)
-    assert "failed updates   20 of 20: update is not finite (20)" in text
+def test_a_round_whose_every_update_is_refused_ends_the_run_with_the_reason(capsys, tmp_path):
+    argv = ["--quiet", "--set", "rounds=2", "--set", "train.learning_rate=1e30", "--out", str(tmp_path / "run")]
+    assert main(["run", "mlp_dirichlet", *argv]) == 1
+    assert "round 1: all 10 updates were refused: update is not finite" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(capsys, tmp_path, folder):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from privacy import audit, gaussian
+from privacy.noise import SimulatedNoise
 from simulations.studies import alarm, iterates, one_shot_table
 
 torch.set_num_threads(1)
@@ -40,7 +41,7 @@ def test_the_table_has_a_row_for_each_epsilon(capsys: Any) -> None:
 def test_the_fault_of_the_alarm_study_is_priced_as_if_it_were_none() -> None:
     silent = alarm.SilentSum(0.5, 10.0)
     total = torch.ones(3, dtype=torch.float64)
-    assert torch.equal(silent.privatize(total, torch.Generator()), total)
+    assert torch.equal(silent.privatize(total, SimulatedNoise(0), stream=("noise", 1)), total)
     assert silent.event == alarm.GaussianSum(0.5, 10.0).event
 
 
