@@ -67,7 +67,9 @@ def study(*, runs: int, dimension: int, canaries: int) -> list[dict[str, Any]]:
             scores = null.standard_scores(cosines, dimension)
             found[epsilon]["shared"].append(audit.shared(scores, DELTA).epsilon)
             found[epsilon]["fitted"].append(audit.fitted(scores, None, DELTA).epsilon)
-        print(f"run {seed + 1}/{runs}: {time.perf_counter() - before:.1f} s", file=sys.stderr, flush=True)
+        read = ", ".join(f"{columns['shared'][-1]:.3f}" for columns in found.values())
+        seconds = time.perf_counter() - before
+        print(f"run {seed + 1}/{runs}: shared {read} ({seconds:.1f} s)", file=sys.stderr, flush=True)
     return [_row(epsilon, columns, dimension, canaries) for epsilon, columns in found.items()]
 
 
