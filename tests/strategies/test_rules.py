@@ -33,6 +33,16 @@ def problem(mapping: Mapping[str, Any]) -> str:
 PRIVATE = changed(f"privacy.silo={SILO}")
 
 ONE_PROBLEM = [
+    (
+        PRIVATE,
+        "privacy.audit.repeats=2",
+        "privacy.audit.repeats: found 2, but only participation: spread uses it; remove it",
+    ),
+    (
+        PRIVATE,
+        "privacy.audit={canaries: 5, participation: spread, repeats: 4}",
+        "privacy.audit.repeats: must be <= rounds = 3, got 4",
+    ),
     (SMALL, "name=../x", "name: use up to 100 letters, digits, - _ or . (not first), found '../x'"),
     (SMALL, "name=.hidden", "name: use up to 100 letters, digits, - _ or . (not first), found '.hidden'"),
     (SMALL, "name=a/b", "name: use up to 100 letters, digits, - _ or . (not first), found 'a/b'"),
