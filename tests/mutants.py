@@ -393,8 +393,8 @@ MUTANTS = (
     Mutant(
         "moments paid by any charge",
         "simulations/standardization.py",
-        'if not any(entry.kind == "reserve" and entry.round == ROUND for entry in ledger.entries):',
-        "if not ledger.entries:",
+        "if any(e.unit == unit and e.round == ROUND and not e.torn for e in ledger.counted()):",
+        "if ledger.counted():",
     ),
     Mutant(
         "ledger of another run accepted before the first checkpoint",
