@@ -31,6 +31,9 @@ def unchanged(
         StoreError: the folder is of another experiment, other data or another price, or its ledger lost lines.
     """
     checkpoint = store.load()
+    # A commit follows its checkpoint, so a checkpoint was there: going on from the start would pay for all of it again.
+    if checkpoint is None and any(entry.kind == "commit" and entry.round > 0 for entry in ledger.entries):
+        raise StoreError(f"{store.checkpoint}: missing, though rounds were committed; restore it, or start a new run")
     if not set(events).issuperset(ledger.spent(unit)):  # Also before the first checkpoint.
         raise StoreError(f"{store.folder}: cannot go on, since the price of a round changed after it was started")
     if checkpoint is not None:

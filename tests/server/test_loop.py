@@ -545,6 +545,14 @@ def test_a_ledger_with_fewer_lines_than_the_checkpoint_knows_is_refused(run: Run
         run.go(training())
 
 
+def test_a_checkpoint_that_is_gone_is_missed(run: Run) -> None:
+    run.go(training(), stop_after=2)
+    (run.folder / "checkpoint.safetensors").unlink()
+    with pytest.raises(StoreError, match="missing, though rounds were committed"):
+        run.go(training())
+    assert run.charges() == 2
+
+
 def test_the_ledger_of_another_run_is_refused(run: Run, tmp_path: Path) -> None:
     run.go(training(), stop_after=3)
     other = Run(tmp_path / "other")
