@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,10 +45,11 @@ class Entry:
         seq: from 1.
         kind: reserve, commit or void.
         round: the training round.
-        unit: whose privacy it is (`silo`).
+        unit: whose privacy it is (`silo` or `example`).
         neighbours: the relation its price is for.
         event: what a reserve costs; None on the others.
         reserve: the seq of the reserve that a commit or void closes; None on a reserve.
+        silos: whose examples a reserve charges; empty where it charges every unit alike.
     """
 
     seq: int
@@ -58,6 +59,7 @@ class Entry:
     neighbours: str
     event: Event | None
     reserve: int | None
+    silos: tuple[int, ...] = ()
 
 
 class Ledger:
@@ -105,6 +107,19 @@ class Ledger:
         """Writes down what a round will cost; returns only when it is on the disk."""
         return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)
 
+    def reserve_each(
+        self, round_: int, charges: Sequence[tuple[Event, Sequence[int]]], *, unit: str, neighbours: str
+    ) -> list[Entry]:
+        """Writes down what a round will cost the units of some silos, a line per event and its silos.
+
+        Returns only when all lines are on the disk; one wait for it does for all.
+        """
+        last = len(charges) - 1
+        return [
+            self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event, silos=silos, hold=at < last)
+            for at, (event, silos) in enumerate(charges)
+        ]
+
     def commit(self, entry: Entry) -> Entry:
         """Says that the round of a reserve came to its end."""
         return self._close("commit", entry)
@@ -116,6 +131,15 @@ class Ledger:
     def spent(self, unit: str) -> list[Event]:
         """Every event that counts for a unit: all reserves that were not voided, committed or not."""
         return [entry.event for entry in self._spent.values() if entry.unit == unit and entry.event is not None]
+
+    def spent_by(self, unit: str) -> dict[int, Counter[Event]]:
+        """Silo to the events that count for its units, with how often; from reserves that name their silos."""
+        found: dict[int, Counter[Event]] = {}
+        for entry in self._spent.values():
+            if entry.unit == unit and entry.event is not None:
+                for silo in entry.silos:
+                    found.setdefault(silo, Counter())[entry.event] += 1
+        return found
 
     def charges(self, unit: str) -> int:
         """How many events count for a unit."""
@@ -143,8 +167,10 @@ class Ledger:
         neighbours: str,
         event: Event | None = None,
         reserve: int | None = None,
+        silos: Sequence[int] = (),
+        hold: bool = False,
     ) -> Entry:
-        entry = Entry(self.head.seq + 1, kind, round_, unit, neighbours, event, reserve)
+        entry = Entry(self.head.seq + 1, kind, round_, unit, neighbours, event, reserve, tuple(silos))
         record: dict[str, Any] = {
             "seq": entry.seq,
             "prev_hash": self.head.hash,
@@ -160,9 +186,11 @@ class Ledger:
             record["event"] = to_json(event)
         if reserve is not None:
             record["reserve"] = reserve
+        if entry.silos:
+            record["silos"] = list(entry.silos)
         line = _dump(record | {"check": _check(record)})
         # A commit or a void that a crash takes back only overcounts, and the next reserve makes it durable too.
-        self._write(line + b"\n", durable=kind == "reserve")
+        self._write(line + b"\n", durable=kind == "reserve" and not hold)
         self._record(entry, line)
         return entry
 
@@ -219,6 +247,7 @@ class Ledger:
                 record["neighbours"],
                 event,
                 record.get("reserve"),
+                tuple(record.get("silos", ())),
             )
             chained = record["prev_hash"] == self.head.hash and entry.seq == self.head.seq + 1
             whole = record.pop("check") == _check(record)

@@ -9,7 +9,8 @@ from privacy.accountant import Bracket, Neighbours, epsilon, noise_multiplier_fo
 from privacy.events import Composed, Event, Gaussian, NonPrivate, Repeated
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism, joint_event
 from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
-from simulations import standardization
+from simulations import example_privacy, standardization
+from simulations.example_privacy import ExamplePlan
 from strategies.experiment import Cohort, Experiment
 from strategies.schema import ConfigError
 from strategies.standardize import Private
@@ -28,6 +29,7 @@ class Plan:
         event: what one round costs a silo.
         before: what is released before round 1 (moments to standardise with).
         cost: epsilon of all rounds; None without privacy.
+        example: noise and price of single examples; None without example-level privacy.
     """
 
     sampler: Sampler
@@ -38,6 +40,7 @@ class Plan:
     event: Event
     before: tuple[Event, ...]
     cost: Bracket | None
+    example: ExamplePlan | None = None
 
     def after(self, rounds: int) -> Event:
         """All that is released up to the end of a round."""
@@ -61,15 +64,15 @@ def plan(experiment: Experiment, population: int) -> Plan:
     """Resolves sampler, noise and price of an experiment over `population` silos.
 
     Raises:
-        ConfigError: delta is too large for so few silos.
+        ConfigError: delta is too large for so few silos, or a list has another length than silos.
         Unpriceable: nobody can prove a price for this pairing.
     """
     sampler = make_sampler(experiment.cohort, population)
     channels = list(experiment.strategy.channels(1))
-    silo = experiment.privacy.silo
+    silo, example = experiment.privacy.silo, example_privacy.plan(experiment, population)
     if silo is None:
         exact: dict[str, Mechanism] = {name: ExactSum() for name in channels}
-        return Plan(sampler, exact, None, "add_remove", None, NonPrivate("no privacy.silo"), (), None)
+        return Plan(sampler, exact, None, "add_remove", None, NonPrivate("no privacy.silo"), (), None, example)
     if not silo.allow_large_delta and not silo.delta * population < 1:
         limit = f"1 / silos = {1 / population:.4g}"
         raise ConfigError(
@@ -100,5 +103,5 @@ def plan(experiment: Experiment, population: int) -> Plan:
     mechanisms: dict[str, Mechanism] = dict.fromkeys(channels, share)
     inner = NonPrivate("single updates are seen") if experiment.strategy.reveals else joint_event(mechanisms)
     event = inner if isinstance(inner, NonPrivate) else sampler.event(inner)
-    unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None)
+    unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None, example)
     return replace(unpriced, cost=epsilon(unpriced.after(experiment.rounds), silo.delta, neighbours=silo.neighbours))

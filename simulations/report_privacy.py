@@ -17,6 +17,9 @@ SOUND = 0.01  # A p-value below this says that the canaries' null does not hold.
 def privacy_section(run: Run) -> Html:
     """Claim, measurement and epsilon over rounds."""
     heading = element("h2", {}, "Privacy")
+    if run.claimed is None and run.example is not None:
+        none = "A whole silo had no privacy in this run: its ε is infinite. Single examples had:"
+        return element("section", {}, heading, element("p", {}, none), element("p", {}, _examples(run.example)))
     if run.claimed is None:
         none = "This run had no privacy: updates were neither clipped nor noised, so ε is infinite for every silo."
         return element("section", {}, heading, element("p", {}, none))
@@ -28,6 +31,7 @@ def privacy_section(run: Run) -> Html:
     warnings = _warnings(run.claimed, run.measured) if run.measured is not None else []
     paragraphs = [element("p", {}, text) for text in texts]
     paragraphs += [element("p", {"class": "warning"}, text) for text in warnings]
+    paragraphs += [element("p", {}, _examples(run.example))] if run.example is not None else []
     charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
     return element("section", {}, heading, *paragraphs, charts)
 
@@ -35,6 +39,10 @@ def privacy_section(run: Run) -> Html:
 def claimed_words(run: Run) -> tuple[str, str]:
     """The claimed epsilon for the headline: the number, and what it is for."""
     claimed = run.claimed
+    if claimed is None and run.example is not None:
+        upper = run.example["epsilon_upper"]
+        what = f"at δ = {small(run.example['delta'])}, for one example of a silo added or removed"
+        return f"ε {'≤' if upper is not None else '='} {number(upper, rounding='up')}", what
     if claimed is None:
         return "ε = ∞", "no privacy: updates were neither clipped nor noised"
     upper = claimed["epsilon_upper"]
@@ -68,6 +76,21 @@ def _claim(claimed: Mapping[str, Any]) -> str:
     return (
         f"Claimed: ε lies between {lower} and {upper} ({claimed['method']}); the upper end is what is proved. It "
         f"covers {claimed['charged_rounds']:,} rounds, with noise of {noise} times the clip norm of {clip}.{note}"
+    )
+
+
+def _examples(claimed: Mapping[str, Any]) -> str:
+    """What is claimed of single examples, beside what is claimed of silos; the two are never added."""
+    note = f" {claimed['note'][:1].upper()}{claimed['note'][1:]}." if claimed["note"] else ""
+    if claimed["epsilon_upper"] is None:
+        return f"Examples: nothing is claimed.{note}"
+    lower, upper = number(claimed["epsilon_lower"], 4, "down"), number(claimed["epsilon_upper"], 4, "up")
+    spread = claimed["per_silo"]
+    half = f" In half of the silos ε is at most {number(spread['p50'], 4, 'up')}." if spread is not None else ""
+    return (
+        f"For adding or removing one example of a silo, ε lies between {lower} and {upper} ({claimed['method']}) at "
+        f"δ = {small(claimed['delta'])} in the silo that spent most, over {claimed['steps']:,} noisy steps.{half} It "
+        "holds whatever other silos do; a person with rows in several silos pays for each." + note
     )
 
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from privacy.audit import measure
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
+from simulations import example_privacy
 from simulations.engines import setup
 
 if TYPE_CHECKING:
     from simulations.running import ActiveRun
 
 MODEL = "model.safetensors"
-PACKAGES = ("torch", "numpy", "dp-accounting", "safetensors")
+PACKAGES = ("torch", "numpy", "opacus", "dp-accounting", "safetensors")
 
 
 def finish(active: ActiveRun) -> dict[str, Any]:
@@ -78,9 +79,11 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
 
 
 def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
-    silo = active.experiment.privacy.silo
+    silo, example = active.experiment.privacy.silo, None
+    if active.plan.example is not None and active.silo_ledger is not None:
+        example = example_privacy.claimed(active.plan.example, active.silo_ledger)
     if silo is None:
-        return {"silo": None, "example": None, "measured": None}
+        return {"silo": None, "example": example, "measured": None}
     spent = final_epsilon(active.training, active.ledger)
     claimed = {
         "epsilon_lower": _number(spent.lower),
@@ -98,7 +101,7 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
     if canaries and bool(change.any()):
         measured = asdict(measure(change, seed=active.experiment.seed, canaries=canaries, delta=silo.delta))
         measured |= {name: _number(measured[name]) for name in ("epsilon", "lower", "upper")}
-    return {"silo": claimed, "example": None, "measured": measured}
+    return {"silo": claimed, "example": example, "measured": measured}
 
 
 def _updates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def _save_model(active: ActiveRun, predictor: Tensor) -> str:
 def _stamps(active: ActiveRun) -> list[str]:
     """What a reader must know before trusting the numbers."""
     stamps = []
-    if active.experiment.privacy.silo is not None:
+    if active.experiment.privacy.silo is not None or active.experiment.privacy.example is not None:
         stamps.append("simulated noise: drawn from the seed, so whoever knows the seed can take it off again")
         if active.records:
             stamps.append("metrics.privacy is research: numbers computed on private rows are shown and are not priced")

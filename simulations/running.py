@@ -22,6 +22,7 @@ from server.store import RunStore
 from simulations import planning, results, standardization
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
+from simulations.engines.accounts import AccountedLink
 from simulations.engines.local import LocalLink
 from simulations.engines.pool import PoolLink
 from simulations.folders import default_folder, require_room, usable
@@ -73,7 +74,10 @@ def prepare(experiment: Experiment, *, table: Table | None = None) -> Prepared:
     federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
     plan = planning.plan(experiment, len(federation.train))
-    return Prepared(federation, plan, _model(experiment, federation))
+    model = _model(experiment, federation)
+    if plan.example is not None:
+        _has_example_gradients(experiment, model)
+    return Prepared(federation, plan, model)
 
 
 class ActiveRun:
@@ -115,6 +119,8 @@ class ActiveRun:
                 self.store.begin(yaml_of(encode(experiment)))
             ledger = Ledger(self.store.ledger, run=experiment.name, dataset=self.federation.fingerprint)
             self.ledger = opened.enter_context(closing(ledger))
+            self.silo_ledger = self._silo_ledger(opened)
+            """What the silos' examples were charged; None without example-level privacy."""
             self.released = self._standardize()
             """What features were standardised with, where the silos released it."""
             self.link = opened.enter_context(closing(self._link(plugins)))
@@ -152,15 +158,32 @@ class ActiveRun:
         )
         return constants
 
+    def _silo_ledger(self, opened: ExitStack) -> Ledger | None:
+        if self.plan.example is None:
+            return None
+        ledger = Ledger(self.store.silo_ledger, run=self.experiment.name, dataset=self.federation.fingerprint)
+        return opened.enter_context(closing(ledger))
+
     def _link(self, plugins: Sequence[str]) -> Link:
-        experiment = self.experiment
+        experiment, example, personal = self.experiment, self.plan.example, self.store.personal
+        noise = None if example is None else example.noise
         link: Link
         if experiment.engine.kind == "pool":
             workers = experiment.engine.workers or os.cpu_count() or 1
-            link = PoolLink(experiment, self.federation, personal=self.store.personal, workers=workers, plugins=plugins)
+            link = PoolLink(
+                experiment, self.federation, personal=personal, workers=workers, plugins=plugins, noise=noise
+            )
         else:
-            host = setup.host(experiment, self.federation, personal=self.store.personal)
+            host = setup.host(experiment, self.federation, personal=personal, noise=noise)
             link = LocalLink(host, chunk=setup.chunk(experiment, self.model))
+        if example is not None and self.silo_ledger is not None:
+            link = AccountedLink(
+                link,
+                ledger=self.silo_ledger,
+                events=example.events,
+                sampler=self.plan.sampler,
+                seed=experiment.seed,
+            )
         if not experiment.privacy.audit.canaries:
             return link
         return CanaryLink(
@@ -196,7 +219,8 @@ class ActiveRun:
     @property
     def records(self) -> bool:
         """Whether private numbers (losses, clip fraction, per-silo accuracies) may be recorded."""
-        return self.experiment.privacy.silo is None or self.experiment.metrics.privacy == "research"
+        privacy = self.experiment.privacy
+        return (privacy.silo is None and privacy.example is None) or self.experiment.metrics.privacy == "research"
 
     def _public_evaluation(self) -> Callable[[torch.Tensor], dict[str, float]] | None:
         rows = self.federation.public_test
@@ -261,6 +285,17 @@ def _fits(experiment: Experiment, federation: Federation) -> None:
     if federation.kind not in experiment.task.kinds:
         wanted = " or ".join(sorted(experiment.task.kinds))
         raise ConfigError([f"task: {experiment.task.name} is for {wanted}, but the data is {federation.kind}"])
+
+
+def _has_example_gradients(experiment: Experiment, model: setup.Model) -> None:
+    from client.example_sums import ExampleSums, UnsupportedModel
+
+    if experiment.task.stack(model.shape) is not None and experiment.engine.stacked == "auto":
+        return  # Dense layers need no hooks.
+    try:
+        ExampleSums(model.module, experiment.task)
+    except UnsupportedModel as error:
+        raise ConfigError([f"task: {error}; use another task, or remove privacy.example"]) from error
 
 
 def _model(experiment: Experiment, federation: Federation) -> setup.Model:

@@ -123,7 +123,7 @@ MUTANTS = (
     Mutant(
         "reserve not on the disk",
         "privacy/ledger.py",
-        'durable=kind == "reserve"',
+        'durable=kind == "reserve" and not hold',
         "durable=False",
     ),
     Mutant(

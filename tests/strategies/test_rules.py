@@ -136,7 +136,7 @@ ONE_PROBLEM = [
     (
         PRIVATE,
         "strategy={name: fedavg, weighting: examples}",
-        "strategy.weighting: 'examples' counts private rows; under privacy.silo use 'uniform'",
+        "strategy.weighting: 'examples' counts private rows; under privacy use 'uniform'",
     ),
     (PRIVATE, "budget={epsilon: 2, delta: 1e-6}", "budget.delta: must equal privacy.silo.delta = 1.0e-05, got 1.0e-06"),
     (
@@ -149,7 +149,7 @@ ONE_PROBLEM = [
         "privacy.audit.canaries=20",
         "privacy.audit.canaries: found 20, but there is no privacy.silo to audit; add it or use canaries: 0",
     ),
-    (SMALL, "privacy.example={}", "privacy.example: unknown key, choose from audit, noise, silo"),
+    (SMALL, "privacy.row={}", "privacy.row: unknown key, choose from audit, example, noise, silo"),
     (SMALL, "privacy.noise=secret", "privacy.noise: must be one of simulated, found the text 'secret'"),
     (SMALL, "engine.workers=2", "engine.workers: found 2, but only kind: pool uses it; remove it or use kind: pool"),
 ]
