@@ -62,7 +62,7 @@ class ExampleSums:
         if len(targets) == 0:
             return [torch.zeros_like(parameter) for parameter in self.parameters], targets.new_zeros(0).float()
         losses = self.task.losses(self.wrapped(features), targets)
-        with _traced():  # What it returns is not looked at: the hooks see the examples on the way.
+        with traced():  # What it returns is not looked at: the hooks see the examples on the way.
             torch.autograd.grad(losses.sum(), self.parameters, retain_graph=self.ghost, allow_unused=True)
         factors = steps.factors(self._norms(losses))
         if not bool((factors > 0).all()):  # A factor of 0 would still turn what is not finite into NaN.
@@ -77,7 +77,7 @@ class ExampleSums:
     def gradients(self, features: Tensor, targets: Tensor) -> list[Tensor]:
         """Every example's own gradient, `(rows, *shape)` per parameter in the order of the layout; hooks only."""
         losses = self.task.losses(self.wrapped(features), targets)
-        with _traced():
+        with traced():
             torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
         found = [_sample(parameter, len(targets)) for parameter in self.parameters]
         self._forget()
@@ -95,7 +95,7 @@ class ExampleSums:
         self.wrapped.disable_hooks()
         try:
             weighted = (losses * factors.detach()).sum()
-            with _traced():
+            with traced():
                 return list(torch.autograd.grad(weighted, self.parameters, materialize_grads=True))
         finally:
             self.wrapped.enable_hooks()
@@ -114,7 +114,7 @@ def _sample(parameter: nn.Parameter, rows: int) -> Tensor:
 
 
 @contextmanager
-def _traced() -> Iterator[None]:
+def traced() -> Iterator[None]:
     """The first layer's inputs need no gradient; torch warns of it, and its hook does what is wanted."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")

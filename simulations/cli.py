@@ -32,6 +32,7 @@ ERRORS = {
     ("strategies.schema", "ConfigError"): REFUSED,
     ("strategies.plugins", "PluginError"): REFUSED,
     ("client.errors", "DataError"): REFUSED,
+    ("client.example_sums", "UnsupportedModel"): REFUSED,
     ("privacy.terms", "Unpriceable"): REFUSED,
     ("privacy.ledger", "LedgerError"): REFUSED,
     ("server.store", "StoreError"): REFUSED,

@@ -193,6 +193,80 @@ MUTANTS = (
         "return events[0]",
     ),
     Mutant(
+        "examples: noise off",
+        "privacy/steps.py",
+        "noise.mul_(self.noise_multiplier * self.clip_norm)",
+        "noise.mul_(0.0)",
+    ),
+    Mutant(
+        "examples: no clip",
+        "privacy/steps.py",
+        "torch.where(norms > self.clip_norm, self.clip_norm / norms, 1.0)",
+        "torch.ones_like(norms)",
+    ),
+    Mutant(
+        "examples: price at another rate than the draw",
+        "privacy/steps.py",
+        "Sampled(Poisson(self.rate), step)",
+        "Sampled(Poisson(self.rate / 2), step)",
+    ),
+    Mutant(
+        "examples: rate from the rows that a silo holds",
+        "client/dpsgd.py",
+        "[self.silos[silo].rate for silo in silos]",
+        "[min(1.0, self.silos[silo].batch / max(int(size), 1)) for silo, size in zip(silos, sizes)]",
+    ),
+    Mutant(
+        "examples: empty batch without noise",
+        "client/private.py",
+        "descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))",
+        "len(losses) and descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))",
+    ),
+    Mutant(
+        "examples: bias left out of the norm",
+        "client/private_stacked.py",
+        "(values[number].square().sum(-1) + 1.0)",
+        "values[number].square().sum(-1)",
+    ),
+    Mutant(
+        "examples: padding of a stack counts",
+        "client/private_stacked.py",
+        "factors = steps[0].factors(_norms(values, slopes)) * real",
+        "factors = steps[0].factors(_norms(values, slopes))",
+    ),
+    Mutant(
+        "examples: fixed batches",
+        "client/poisson.py",
+        "joins[:, step] = present & (coins < np.asarray(rates, dtype=np.float64)[:, None])",
+        "joins[:, step] = present & (np.argsort(coins) < (np.asarray(rates) * sizes)[:, None])",
+    ),
+    Mutant(
+        "examples: silos pay after the round",
+        "simulations/engines/accounts.py",
+        """self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)
+        yield from self.link.ask(instruction, cohort, mechanisms, record=record)""",
+        """yield from self.link.ask(instruction, cohort, mechanisms, record=record)
+        self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
+    ),
+    Mutant(
+        "examples: one fit too many is free",
+        "client/dpsgd.py",
+        "if not fit < self.fits:",
+        "if not fit <= self.fits:",
+    ),
+    Mutant(
+        "examples: all silos get the same noise",
+        "client/dpsgd.py",
+        'streams.generator(self.seed, "example noise", round_, fit, silo)',
+        'streams.generator(self.seed, "example noise", round_, fit)',
+    ),
+    Mutant(
+        "examples: reserves not on the disk",
+        "privacy/ledger.py",
+        "hold=at < last",
+        "hold=True",
+    ),
+    Mutant(
         "delta measured from zero",
         "strategies/fedavg.py",
         'Update({"delta": after - start}',

@@ -276,6 +276,22 @@ def test_losses_are_means_over_all_rows_seen_and_come_back_only_when_asked() -> 
     assert math.isnan(together.losses[1])
 
 
+def test_no_two_silos_rounds_or_fits_share_noise() -> None:
+    task, shape = DENSE[0]
+    module, start = model(task, shape)
+    rows = Examples(rows_of(shape, 1, task=task).features[:0], torch.zeros(0, dtype=torch.int64))
+    for chain in (task.stack(shape), None):
+        dpsgd = DPSGD([STEPS] * 2, module=module, task=task, train=Train(steps=1), chain=chain, fits=2, seed=0)
+        moved = [
+            dpsgd.fit(
+                start, rows, np.array([0]), np.array([0]), silos=[silo], round_=round_, fit=fit, correct=None,
+                record=False,
+            )[0].reshape(-1)
+            for silo, round_, fit in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))
+        ]  # fmt: skip
+        assert len({tuple(each.tolist()) for each in moved}) == 4
+
+
 def test_no_more_fits_are_run_than_were_paid_for() -> None:
     task, shape = DENSE[0]
     module, start = model(task, shape)

@@ -240,6 +240,14 @@ def test_lists_are_checked_against_the_silos_that_the_data_names(tmp_path: Path)
         prepare(experiment(tmp_path / "d.npz", EXAMPLE | {"rows": [40, 41]}, data=named))
 
 
+def test_one_wait_for_the_disk_does_for_all_reserves_of_a_round(tmp_path: Path, monkeypatch: Any) -> None:
+    ledger, waits = Ledger(tmp_path / "ledger.jsonl", run="r", dataset="d"), []
+    monkeypatch.setattr("privacy.ledger.os.fsync", lambda _: waits.append(ledger.path.read_bytes().count(b"\n")))
+    ledger.reserve_each(1, [(Gaussian(z), [0]) for z in (1.0, 2.0, 3.0)], unit="example", neighbours="add_remove")
+    assert waits == [3]  # All lines were there by then.
+    ledger.close()
+
+
 def test_spent_by_counts_each_silos_events_once_each(tmp_path: Path) -> None:
     first, second = Gaussian(1.0), Gaussian(2.0)
     ledger = Ledger(tmp_path / "ledger.jsonl", run="r", dataset="d")
