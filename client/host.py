@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from client.batches import Plan, plan
+from client.dpsgd import DPSGD
 from client.examples import Shards
 from client.personal import PersonalStore
 from client.single import SingleTrainer
@@ -16,6 +17,7 @@ from client.stacked import StackedTrainer
 from privacy import streams
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
+from privacy.steps import NoisySteps
 from strategies.base import Correction, Evaluation, Instruction, Strategy
 from strategies.experiment import Train
 from strategies.tasks import Shape, Task, evaluate
@@ -35,6 +37,8 @@ class SiloHost:
         seed: of the experiment.
         stacked: train whole chunks at once where the task says how.
         personal: personal vectors, or None for a strategy without.
+        examples: noise, clip and rate of every silo's DP-SGD; None: examples have no privacy of their own.
+        secret: their noise and batches come from the operating system, not from the seed.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class SiloHost:
         seed: int,
         stacked: bool,
         personal: PersonalStore | None,
+        examples: Sequence[NoisySteps] | None = None,
+        secret: bool = False,
     ) -> None:
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
         self.shards, self.held_out, self.metric = shards, held_out, shape.metric
@@ -57,6 +63,18 @@ class SiloHost:
         self.single = SingleTrainer(module, task, train)
         chain = task.stack(shape) if stacked else None
         self.stack = StackedTrainer(chain, train) if chain is not None else None
+        self.dpsgd = None
+        if examples is not None:
+            self.dpsgd = DPSGD(
+                examples,
+                module=module,
+                task=task,
+                train=train,
+                chain=chain,
+                fits=strategy.fits,
+                seed=seed,
+                secret=secret,
+            )
         self.channel_sizes = strategy.channels(self.single.layout.size)
 
     def contribute(
@@ -72,7 +90,7 @@ class SiloHost:
         out = Contributions(mechanisms, self.channel_sizes)
         losses: list[float] = []
         for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
-            session = Session(self, group, instruction.round, record=record)
+            session = Session(self, group, instruction.round, record=record, training=True)
             update = self.strategy.local(session, instruction)
             out.add(update.channels, update.weight, group)
             losses += session.losses
@@ -102,11 +120,18 @@ class Session:
     """One silo, or a stack of them, in one round: what `strategies.base.Silo` promises."""
 
     def __init__(
-        self, host: SiloHost, silos: Sequence[int], round_: int, *, record: bool, stacked: bool | None = None
+        self,
+        host: SiloHost,
+        silos: Sequence[int],
+        round_: int,
+        *,
+        record: bool,
+        stacked: bool | None = None,
+        training: bool = False,
     ) -> None:
         self._host, self._silos, self._record, self._round = host, list(silos), record, round_
         self._stacked = (host.stack is not None) if stacked is None else stacked
-        self._fits = 0
+        self._fits, self._training = 0, training
         self.losses: list[float] = []
         self.state: MutableMapping[str, Tensor] = (
             host.personal.rows(self._silos, stacked=self._stacked) if host.personal is not None else {}
@@ -114,13 +139,18 @@ class Session:
 
     @property
     def examples(self) -> Tensor:
-        """Training rows, `()` or `(silos,)` float32."""
+        """Training rows, `()` or `(silos,)` float32; under example-level privacy the public nominal number."""
         sizes = torch.from_numpy(self._host.sizes[self._silos]).float()
+        if self._host.dpsgd is not None:
+            sizes = torch.tensor([float(self._host.dpsgd.silos[silo].rows) for silo in self._silos])
         return sizes if self._stacked else sizes[0]
 
     def fit(self, start: Tensor, *, correct: Correction | None = None) -> Tensor:
         """Trains from `start`; see `strategies.base.Silo.fit`."""
-        host, (batches, keys) = self._host, self._plan()
+        host = self._host
+        if host.dpsgd is not None:
+            return self._private_fit(host.dpsgd, start, correct)
+        batches, keys = self._plan()
         self._fits += 1
         trainer: SingleTrainer | StackedTrainer
         if self._stacked and host.stack is not None:
@@ -133,9 +163,28 @@ class Session:
         trainer.losses = []
         return trained
 
+    def _private_fit(self, dpsgd: DPSGD, start: Tensor, correct: Correction | None) -> Tensor:
+        host = self._host
+        trained, losses = dpsgd.fit(
+            start,
+            host.shards.rows,
+            host.starts[self._silos],
+            host.sizes[self._silos],
+            silos=self._silos,
+            round_=self._round,
+            fit=self._fits,
+            correct=correct,
+            record=self._record,
+        )
+        self._fits += 1
+        self.losses += losses
+        return trained
+
     def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:
         """Loss and score on the silo's held-out rows; see `strategies.base.Silo.evaluate`."""
         host = self._host
+        if host.dpsgd is not None and self._training:
+            raise ValueError("privacy.example: an update must not depend on held-out rows, which nobody paid for")
         if host.held_out is None:
             raise ValueError("data.test: 0 leaves no held-out rows to evaluate on; set it above 0")
         rows = host.held_out.silo(self._silos[0])

@@ -58,7 +58,7 @@ class SingleTrainer:
                 if count == 0:
                     break
                 batch = rows.select(plan.rows[0, step, :count])
-                loss = self.task.losses(self.module(_layout_of_images(batch.features)), batch.targets).mean()
+                loss = self.task.losses(self.module(layout_of_images(batch.features)), batch.targets).mean()
                 # Fresh gradients, not .grad: nothing to set to zero and nothing to add onto.
                 self._step(torch.autograd.grad(loss, self.parameters, materialize_grads=True), momentum, correct)
                 if record:
@@ -82,7 +82,7 @@ class SingleTrainer:
         self.weights.sub_(gradient, alpha=self.train.learning_rate)
 
 
-def _layout_of_images(features: Tensor) -> Tensor:
+def layout_of_images(features: Tensor) -> Tensor:
     """Channels last: convolution and pooling are several times faster there on a CPU.
 
     With one channel both layouts hold the same numbers in the same order, and torch would leave the strides, and so all

@@ -55,7 +55,7 @@ class StackedTrainer:
         total = torch.zeros(silos)
         for step in range(plan.steps):
             index, count = plan.rows[:, step].reshape(-1), None if plan.full else plan.counts[:, step]
-            values = self._forward(walk.layers, features.index_select(0, index).view(silos, -1, features.shape[1]))
+            values = self.forward(walk.layers, features.index_select(0, index).view(silos, -1, features.shape[1]))
             goals = targets.index_select(0, index).view(silos, -1)
             signal, losses = self._signal(values[-1], goals, count, record=record)
             if losses is not None:
@@ -79,7 +79,7 @@ class StackedTrainer:
             at += outputs
         return layers
 
-    def _forward(self, layers: Sequence[_Layer], inputs: Tensor) -> list[Tensor]:
+    def forward(self, layers: Sequence[_Layer], inputs: Tensor) -> list[Tensor]:
         """The input of every layer, and at the end the outputs; each `(silos, batch, width)`."""
         values = [inputs]
         for number, layer in enumerate(layers):
@@ -94,18 +94,22 @@ class StackedTrainer:
     ) -> tuple[Tensor, Tensor | None]:
         """The gradient of each silo's mean loss by its outputs; and with `record` that mean loss, `(silos,)`."""
         share = _shares(goals.shape[1], count)
-        losses = None
-        if self.chain.loss == "cross_entropy":
-            if record:
-                picked = torch.log_softmax(outputs, -1).gather(-1, goals.unsqueeze(-1)).squeeze(-1)
-                losses = -(picked * share.squeeze(-1)).sum(1)
-            signal = torch.softmax(outputs, -1)
-            signal.scatter_add_(-1, goals.unsqueeze(-1), signal.new_full((), -1.0).expand(*goals.shape, 1))
-        else:
-            signal = outputs - goals.unsqueeze(-1)
-            if record:
-                losses = (0.5 * signal.square().squeeze(-1) * share.squeeze(-1)).sum(1)
+        signal = self.slopes(outputs, goals)
+        losses = (self.row_losses(outputs, goals) * share.squeeze(-1)).sum(1) if record else None
         return signal.mul_(share), losses
+
+    def slopes(self, outputs: Tensor, goals: Tensor) -> Tensor:
+        """The gradient of each row's loss by its own outputs, `(silos, batch, outputs)`."""
+        if self.chain.loss == "squared":
+            return outputs - goals.unsqueeze(-1)
+        signal = torch.softmax(outputs, -1)
+        return signal.scatter_add_(-1, goals.unsqueeze(-1), signal.new_full((), -1.0).expand(*goals.shape, 1))
+
+    def row_losses(self, outputs: Tensor, goals: Tensor) -> Tensor:
+        """Each row's loss, `(silos, batch)`."""
+        if self.chain.loss == "squared":
+            return 0.5 * (outputs.squeeze(-1) - goals).square()
+        return -torch.log_softmax(outputs, -1).gather(-1, goals.unsqueeze(-1)).squeeze(-1)
 
     def signals(
         self, layers: Sequence[_Layer], values: Sequence[Tensor], signal: Tensor

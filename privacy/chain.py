@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +37,13 @@ class Entry:
         seq: from 1.
         kind: reserve, commit or void.
         round: the training round.
-        unit: whose privacy it is (`silo`).
+        unit: whose privacy it is (`silo` or `example`).
         neighbours: the relation its price is for.
         event: what a reserve costs; None on the others.
         reserve: the seq of the reserve that a commit or void closes; None on a reserve.
         run: who wrote it.
         torn: whether it stands for a line that was found torn, and so for what that line may have reserved.
+        silos: whose units a reserve charges; empty where it charges those of all silos.
     """
 
     seq: int
@@ -54,6 +55,7 @@ class Entry:
     reserve: int | None
     run: str = ""
     torn: bool = False
+    silos: tuple[int, ...] = ()
 
 
 class Chain:
@@ -73,6 +75,15 @@ class Chain:
     def spent(self, unit: str) -> list[Event]:
         """Every event that counts for a unit: all reserves that were not voided, committed or not."""
         return [entry.event for entry in self._spent.values() if entry.unit == unit and entry.event is not None]
+
+    def spent_by(self, unit: str, silos: Iterable[int]) -> dict[int, Counter[Event]]:
+        """Silo to the events that count for its units, with how often; a reserve that names no silo counts for all."""
+        found: dict[int, Counter[Event]] = {silo: Counter() for silo in silos}
+        for entry in self._spent.values():
+            if entry.unit == unit and entry.event is not None:
+                for silo in entry.silos or found:
+                    found.setdefault(silo, Counter())[entry.event] += 1
+        return found
 
     def counted(self) -> list[Entry]:
         """The reserves that count, of all units."""
@@ -128,6 +139,8 @@ class Chain:
             record["reserve"] = entry.reserve
         if entry.torn:
             record["torn"] = True
+        if entry.silos:
+            record["silos"] = list(entry.silos)
         return _dump(record | {"check": check(record)})
 
     def record(self, entry: Entry, line: bytes) -> None:
@@ -202,6 +215,7 @@ def _entry(record: dict[str, Any]) -> Entry:
         record.get("reserve"),
         record["run"],
         record.get("torn", False) is True,
+        tuple(record.get("silos", ())),
     )
 
 

@@ -83,6 +83,19 @@ class Ledger(Chain):
             self._first(round_, event, unit=unit, neighbours=neighbours)
         return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)
 
+    def reserve_each(
+        self, round_: int, charges: Sequence[tuple[Event, Sequence[int]]], *, unit: str, neighbours: str
+    ) -> list[Entry]:
+        """Writes down what a round will cost the units of some silos, a line per event and its silos.
+
+        Returns only when all lines are on the disk; one wait for it does for all.
+        """
+        last = len(charges) - 1
+        return [
+            self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event, silos=silos, hold=at < last)
+            for at, (event, silos) in enumerate(charges)
+        ]
+
     def commit(self, entry: Entry) -> Entry:
         """Says that the round of a reserve came to its end."""
         return self._close("commit", entry)
@@ -127,11 +140,13 @@ class Ledger(Chain):
         neighbours: str,
         event: Event | None = None,
         reserve: int | None = None,
+        silos: Sequence[int] = (),
+        hold: bool = False,
     ) -> Entry:
-        entry = Entry(self.head.seq + 1, kind, round_, unit, neighbours, event, reserve, self.run)
+        entry = Entry(self.head.seq + 1, kind, round_, unit, neighbours, event, reserve, self.run, silos=tuple(silos))
         line = self.line(entry, dataset=self.dataset)
         # A commit or a void that a crash takes back only overcounts, and the next reserve makes it durable too.
-        self._write(line + b"\n", durable=kind == "reserve")
+        self._write(line + b"\n", durable=kind == "reserve" and not hold)
         self.record(entry, line)
         return entry
 

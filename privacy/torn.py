@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from privacy.events import Event, FixedSize, Gaussian, NonPrivate, Poisson, Sampled
+from privacy.events import Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def _at_least(event: Event, other: Event) -> bool:
             return True
         case Gaussian(less), Gaussian(more):
             return less <= more
+        case Repeated(dear, often), Repeated(cheap, seldom):
+            return often >= seldom and (dear == cheap or _at_least(dear, cheap))
         case Sampled(Poisson(high), Gaussian(less)), Sampled(Poisson(low), Gaussian(more)):
             return high >= low and less <= more
         case Sampled(FixedSize() as one, Gaussian(less)), Sampled(FixedSize() as two, Gaussian(more)):

@@ -11,8 +11,8 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +79,7 @@ class Training:
         evaluate: public evaluation of a model, or None.
         identity: what a checkpoint must agree on to be resumed (experiment's digest, data's fingerprint).
         watcher: looks at every released model, or None.
+        ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
     """
 
     strategy: Strategy
@@ -98,6 +99,7 @@ class Training:
     evaluate: Callable[[Tensor], Mapping[str, float]] | None
     identity: Mapping[str, str]
     watcher: Watcher | None = None
+    ledgers: Sequence[Ledger] = ()
 
     @property
     def event(self) -> Event:
@@ -161,7 +163,7 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
         StoreError: see `server.unchanged`.
     """
     events = (training.event, *training.before)
-    checkpoint = unchanged(store, ledger, unit=UNIT, events=events, identity=training.identity)
+    checkpoint = unchanged(store, ledger, unit=UNIT, events=events, identity=training.identity, others=training.ledgers)
     store.cut(checkpoint)
     if training.watcher is not None:
         training.watcher.restore(checkpoint.watched if checkpoint is not None else {})
@@ -296,9 +298,10 @@ def _commit(
 ) -> State:
     row["seconds"] = dict(phases.seconds)
     line = json.dumps(row, sort_keys=True, allow_nan=False)
-    head = {"seq": ledger.head.seq, "hash": ledger.head.hash}
+    heads = {other.path.name: asdict(other.head) for other in training.ledgers}
+    head = asdict(ledger.head)
     link.stage()
-    meta = {"ledger": head, "identity": dict(training.identity), "line": line}
+    meta = {"ledger": head, "ledgers": heads, "identity": dict(training.identity), "line": line}
     watched = training.watcher.kept() if training.watcher is not None else {}
     store.save(Checkpoint(entry.round, state, meta, watched))
     link.commit(entry.round)

@@ -55,6 +55,11 @@ class RunStore:
         return self.folder / "ledger.jsonl"
 
     @property
+    def silo_ledger(self) -> Path:
+        """The file of the silos' own ledgers, which charge their examples."""
+        return self.folder / "silos-ledger.jsonl"
+
+    @property
     def rounds(self) -> Path:
         """One line a round."""
         return self.folder / "rounds.jsonl"

@@ -7,16 +7,22 @@ would publish their difference without any; so this is asked before the first nu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from privacy.events import Event
-from privacy.ledger import Ledger
+from privacy.ledger import Head, Ledger
 from server.checkpoint import Checkpoint
 from server.store import RunStore, StoreError
 
 
 def unchanged(
-    store: RunStore, ledger: Ledger, *, unit: str, events: Iterable[Event], identity: Mapping[str, str]
+    store: RunStore,
+    ledger: Ledger,
+    *,
+    unit: str,
+    events: Iterable[Event],
+    identity: Mapping[str, str],
+    others: Sequence[Ledger] = (),
 ) -> Checkpoint | None:
     """The checkpoint to go on from (None before the first), once nothing is found changed; changes nothing itself.
 
@@ -26,9 +32,10 @@ def unchanged(
         unit: whose privacy is charged.
         events: all that this run releases: what a round costs, and what comes before round 1.
         identity: what a checkpoint must agree on (experiment's digest, data's fingerprint).
+        others: further ledgers of the run.
 
     Raises:
-        StoreError: the folder is of another experiment, other data or another price, or its ledger lost lines.
+        StoreError: the folder is of another experiment, other data or another price, or a ledger lost lines.
     """
     checkpoint = store.load()
     # A commit follows its checkpoint, so a checkpoint was there: going on from the start would pay for all of it again.
@@ -42,6 +49,9 @@ def unchanged(
         raise StoreError(f"{store.folder}: cannot go on, since its experiment or data changed after it was started")
     if checkpoint is not None:
         _same_ledger(store, checkpoint)
+        for other in others:
+            if not other.holds(Head(**checkpoint.meta["ledgers"][other.path.name])):
+                raise StoreError(f"{other.path}: not the ledger that the checkpoint knows; restore it from a copy")
     return checkpoint
 
 

@@ -39,6 +39,7 @@ ERRORS = {
     ("strategies.schema", "ConfigError"): REFUSED,
     ("strategies.plugins", "PluginError"): REFUSED,
     ("client.errors", "DataError"): REFUSED,
+    ("client.example_sums", "UnsupportedModel"): REFUSED,
     ("privacy.terms", "Unpriceable"): REFUSED,
     ("privacy.chain", "LedgerError"): REFUSED,
     ("privacy.account", "BudgetSpent"): BUDGET,

@@ -10,7 +10,8 @@ from privacy.events import Composed, Event, Gaussian, Repeated
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from server.loop import round_event
 from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
-from simulations import standardization
+from simulations import example_privacy, standardization
+from simulations.example_privacy import ExamplePlan
 from strategies.experiment import Cohort, Experiment
 from strategies.schema import ConfigError
 from strategies.standardize import Private
@@ -31,6 +32,7 @@ class Plan:
         event: what one round costs a silo.
         before: what is released before round 1 (moments to standardise with).
         cost: epsilon of all rounds; None without privacy.
+        example: noise and price of single examples; None without example-level privacy.
     """
 
     sampler: Sampler
@@ -41,6 +43,7 @@ class Plan:
     event: Event
     before: tuple[Event, ...]
     cost: Bracket | None
+    example: ExamplePlan | None = None
 
     def after(self, rounds: int) -> Event:
         """All that is released up to the end of a round."""
@@ -64,17 +67,18 @@ def plan(experiment: Experiment, population: int) -> Plan:
     """Resolves sampler, noise and price of an experiment over `population` silos.
 
     Raises:
-        ConfigError: delta is too large for so few silos, or nothing that canaries could be in.
+        ConfigError: delta is too large for so few silos, nothing that canaries could be in, or a list of another length
+            than silos.
         Unpriceable: nobody can prove a price for this pairing.
     """
     sampler = make_sampler(experiment.cohort, population)
     sizes = experiment.strategy.channels(1)
     channels = list(sizes)
-    silo = experiment.privacy.silo
+    silo, example = experiment.privacy.silo, example_privacy.plan(experiment, population)
     if silo is None:
         exact: dict[str, Mechanism] = {name: ExactSum() for name in channels}
         event = round_event(experiment.strategy, exact, sampler)
-        return Plan(sampler, exact, None, "add_remove", None, event, (), None)
+        return Plan(sampler, exact, None, "add_remove", None, event, (), None, example)
     if not silo.allow_large_delta and not silo.delta * population < 1:
         limit = f"1 / silos = {1 / population:.4g}"
         raise ConfigError(
@@ -107,5 +111,5 @@ def plan(experiment: Experiment, population: int) -> Plan:
     share = GaussianSum(silo.clip_norm, noise * math.sqrt(len(channels)))
     mechanisms: dict[str, Mechanism] = dict.fromkeys(channels, share)
     event = round_event(experiment.strategy, mechanisms, sampler)
-    unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None)
+    unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None, example)
     return replace(unpriced, cost=epsilon(unpriced.after(experiment.rounds), silo.delta, neighbours=silo.neighbours))

@@ -14,6 +14,7 @@ from simulations.report_run import Run
 from simulations.report_words import number, small
 
 NO_PRIVACY = "This run had no privacy: updates were neither clipped nor noised, so ε is infinite for every silo."
+NO_SILO_PRIVACY = "A whole silo had no privacy in this run: its ε is infinite. Single examples had."
 NOTHING_CHARGED = "No round was charged: nothing was released, so ε is 0."
 STANDARD_ERRORS = 1.96  # Of a 95% interval.
 _METHODS = {
@@ -52,6 +53,22 @@ def charged(run: Run) -> str:
     if moments:
         parts.append("one release of means and spreads to standardise features with, charged as round 0")
     return " and ".join(parts) if len(parts) < 3 else f"{parts[0]}, {parts[1]}, and {parts[2]}"
+
+
+def examples(claimed: Mapping[str, Any]) -> str:
+    """What is claimed of single examples, beside what is claimed of silos; the two are never added."""
+    note = f" {claimed['note'][:1].upper()}{claimed['note'][1:]}." if claimed["note"] else ""
+    if claimed["epsilon_upper"] is None:
+        return f"Examples: nothing is claimed.{note}"
+    lower, upper = number(claimed["epsilon_lower"], 4, "down"), number(claimed["epsilon_upper"], 4, "up")
+    spread = claimed["per_silo"]
+    half = f" In half of the silos ε is at most {number(spread['p50'], 4, 'up')}." if spread is not None else ""
+    method = _METHODS.get(claimed["method"], claimed["method"])
+    return (
+        f"For adding or removing one example of a silo, ε lies between {lower} and {upper} ({method}) at "
+        f"δ = {small(claimed['delta'])} in the silo that spent most, over {claimed['steps']:,} noisy steps.{half} It "
+        "holds whatever other silos do; a person with rows in several silos pays for each." + note
+    )
 
 
 def unmeasured(run: Run) -> str:

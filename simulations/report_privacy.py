@@ -17,6 +17,9 @@ from simulations.report_words import NEIGHBOURS, meaning, number, small
 def privacy_section(run: Run) -> Html:
     """Claim, measurement and epsilon over rounds."""
     heading = element("h2", {}, "Privacy")
+    if run.claimed is None and run.example is not None:
+        texts = [privacy_words.NO_SILO_PRIVACY, privacy_words.examples(run.example)]
+        return element("section", {}, heading, *(element("p", {}, text) for text in texts))
     if run.claimed is None:
         return element("section", {}, heading, element("p", {}, privacy_words.NO_PRIVACY))
     if not run.claimed["charged_rounds"]:
@@ -26,6 +29,7 @@ def privacy_section(run: Run) -> Html:
         texts += privacy_words.chosen_words(run.selection, run.selection)
     paragraphs = [element("p", {}, text) for text in texts]
     paragraphs += [element("p", {"class": "warning"}, text) for text in privacy_words.warnings(run)]
+    paragraphs += [element("p", {}, privacy_words.examples(run.example))] if run.example is not None else []
     charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
     return element("section", {}, heading, *paragraphs, charts)
 
@@ -33,6 +37,10 @@ def privacy_section(run: Run) -> Html:
 def claimed_words(run: Run) -> tuple[str, str]:
     """The claimed epsilon for the headline: the number, and what it is for."""
     claimed = run.promised
+    if claimed is None and run.example is not None:
+        upper = run.example["epsilon_upper"]
+        what = f"at δ = {small(run.example['delta'])}, for one example of a silo added or removed"
+        return f"ε {'≤' if upper is not None else '='} {number(upper, rounding='up')}", what
     if claimed is None:
         return "ε = ∞", "no privacy: updates were neither clipped nor noised"
     upper = claimed["epsilon_upper"]

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
-from simulations import auditing
+from simulations import auditing, example_privacy
 from simulations.engines import setup
 
 if TYPE_CHECKING:
     from simulations.running import ActiveRun
 
 MODEL = "model.safetensors"
-PACKAGES = ("torch", "numpy", "dp-accounting", "safetensors", "cryptography")
+PACKAGES = ("torch", "numpy", "opacus", "dp-accounting", "safetensors", "cryptography")
 
 
 def finish(active: ActiveRun) -> dict[str, Any]:
@@ -78,9 +78,11 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
 
 
 def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
-    silo = active.experiment.privacy.silo
+    silo, example = active.experiment.privacy.silo, None
+    if active.plan.example is not None and active.silo_ledger is not None:
+        example = example_privacy.claimed(active.plan.example, active.silo_ledger)
     if silo is None:
-        return {"silo": None, "example": None, "measured": None, "cumulative": None}
+        return {"silo": None, "example": example, "measured": None, "cumulative": None}
     spent = final_epsilon(active.training, active.ledger)
     claimed = {
         "epsilon_lower": _number(spent.lower),
@@ -94,7 +96,7 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
         "charged_rounds": active.ledger.charges("silo"),
     }
     measured = auditing.audit(active, predictor, claimed)
-    return {"silo": claimed, "example": None, "measured": measured, "cumulative": _cumulative(active)}
+    return {"silo": claimed, "example": example, "measured": measured, "cumulative": _cumulative(active)}
 
 
 def _cumulative(active: ActiveRun) -> dict[str, Any] | None:
@@ -148,7 +150,7 @@ def _save_model(active: ActiveRun, predictor: Tensor) -> str:
 def _stamps(active: ActiveRun) -> list[str]:
     """What a reader must know before trusting the numbers."""
     stamps = []
-    if active.experiment.privacy.silo is not None:
+    if active.experiment.privacy.silo is not None or active.experiment.privacy.example is not None:
         stamps.append(active.noise.stamp)
         stamps.append("epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact")
         if active.records:

@@ -26,6 +26,7 @@ from server.unchanged import unchanged
 from simulations import accounts, auditing, planning, results, standardization
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
+from simulations.engines.accounts import AccountedLink
 from simulations.engines.local import LocalLink
 from simulations.engines.pool import PoolLink
 from simulations.folders import default_folder, require_room, usable
@@ -84,7 +85,10 @@ def prepare(experiment: Experiment, *, table: Table | None = None, federation: F
         federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
     plan = planning.plan(experiment, len(federation.train))
-    return Prepared(federation, plan, _model(experiment, federation))
+    model = _model(experiment, federation)
+    if plan.example is not None:
+        _has_example_gradients(experiment, model)
+    return Prepared(federation, plan, model)
 
 
 class ActiveRun:
@@ -140,6 +144,8 @@ class ActiveRun:
                 first=self.account.reserve if self.account is not None else None,
             )
             self.ledger = opened.enter_context(closing(ledger))
+            self.silo_ledger = self._silo_ledger(opened)
+            """What the silos' examples were charged; None without example-level privacy."""
             if resume:  # Before anything is computed on other rows, or with other settings, under the same noise.
                 self.store.cut(self._unchanged())
             if self.account is not None:
@@ -173,7 +179,14 @@ class ActiveRun:
 
     def _unchanged(self) -> Checkpoint | None:
         events = (self.plan.event, *self.plan.before)
-        return unchanged(self.store, self.ledger, unit=loop.UNIT, events=events, identity=self._identity)
+        return unchanged(
+            self.store, self.ledger, unit=loop.UNIT, events=events, identity=self._identity, others=self._beside
+        )
+
+    @property
+    def _beside(self) -> tuple[Ledger, ...]:
+        """The run's ledgers beside its own."""
+        return (self.silo_ledger,) if self.silo_ledger is not None else ()
 
     def _standardize(self) -> Constants | None:
         standardize = self.experiment.data.standardize
@@ -190,15 +203,31 @@ class ActiveRun:
         )
         return constants
 
+    def _silo_ledger(self, opened: ExitStack) -> Ledger | None:
+        if self.plan.example is None:
+            return None
+        ledger = Ledger(
+            self.store.silo_ledger,
+            run=digest(self.experiment),
+            dataset=self.federation.fingerprint,
+            told=self.plan.example.charges,
+        )
+        return opened.enter_context(closing(ledger))
+
     def _link(self, plugins: Sequence[str]) -> Link:
-        experiment = self.experiment
+        experiment, example, personal = self.experiment, self.plan.example, self.store.personal
+        noise = None if example is None else example.noise
         link: Link
         if experiment.engine.kind == "pool":
             workers = experiment.engine.workers or os.cpu_count() or 1
-            link = PoolLink(experiment, self.federation, personal=self.store.personal, workers=workers, plugins=plugins)
+            link = PoolLink(
+                experiment, self.federation, personal=personal, workers=workers, plugins=plugins, noise=noise
+            )
         else:
-            host = setup.host(experiment, self.federation, personal=self.store.personal)
+            host = setup.host(experiment, self.federation, personal=personal, noise=noise)
             link = LocalLink(host, chunk=setup.chunk(experiment, self.model))
+        if example is not None and self.silo_ledger is not None:
+            link = AccountedLink(link, ledger=self.silo_ledger, events=example.events)
         if not experiment.privacy.audit.canaries:
             return link
         return CanaryLink(
@@ -230,12 +259,14 @@ class ActiveRun:
             evaluate=self._public_evaluation(),
             identity=self._identity,
             watcher=auditing.watcher(experiment, self.model.start.numel()),
+            ledgers=self._beside,
         )
 
     @property
     def records(self) -> bool:
         """Whether private numbers (losses, clip fraction, per-silo accuracies) may be recorded."""
-        return self.experiment.privacy.silo is None or self.experiment.metrics.privacy == "research"
+        privacy = self.experiment.privacy
+        return (privacy.silo is None and privacy.example is None) or self.experiment.metrics.privacy == "research"
 
     def _public_evaluation(self) -> Callable[[torch.Tensor], dict[str, float]] | None:
         rows = self.federation.public_test
@@ -308,6 +339,17 @@ def _fits(experiment: Experiment, federation: Federation) -> None:
     if federation.kind not in experiment.task.kinds:
         wanted = " or ".join(sorted(experiment.task.kinds))
         raise ConfigError([f"task: {experiment.task.name} is for {wanted}, but the data is {federation.kind}"])
+
+
+def _has_example_gradients(experiment: Experiment, model: setup.Model) -> None:
+    from client.example_sums import ExampleSums, UnsupportedModel
+
+    if experiment.task.stack(model.shape) is not None and experiment.engine.stacked == "auto":
+        return  # Dense layers need no hooks.
+    try:
+        ExampleSums(model.module, experiment.task)
+    except UnsupportedModel as error:
+        raise ConfigError([f"task: {error}; use another task, or remove privacy.example"]) from error
 
 
 def _model(experiment: Experiment, federation: Federation) -> setup.Model:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from simulations import privacy_words
 from simulations.report_run import Run
@@ -28,15 +29,18 @@ class Topic:
 
 def statement(run: Run) -> list[Topic]:
     """All that a reader must know before relying on a run's privacy."""
+    example = () if run.example is None else (Topic("Single examples", tuple(_examples(run.example))),)
     if run.claimed is None:
         return [
-            Topic("In short", (privacy_words.NO_PRIVACY,)),
+            Topic("In short", (privacy_words.NO_SILO_PRIVACY if example else privacy_words.NO_PRIVACY,)),
+            *example,
             Topic("Who may learn what", tuple(_who(run))),
             Topic("What would change that", (_REMEDY,)),
         ]
     return [
         Topic("In short", (_short(run),)),
         Topic("What is protected", tuple(_unit(run))),
+        *example,
         Topic("Who may learn what", tuple(_who(run))),
         Topic("Claimed", tuple(_claimed(run))),
         Topic("Measured", tuple(_measured(run))),
@@ -72,9 +76,20 @@ def _unit(run: Run) -> Iterator[str]:
         f"{run.result['silos']:,}. Two federations are neighbours if one becomes the other by "
         f"{NEIGHBOURS[claimed['neighbours']]}."
     )
-    yield NO_EXAMPLES
-    if run.result["privacy"].get("example") is not None:
-        yield "The run also claims privacy for single examples, in result.json; this statement is not about that."
+    if run.example is None:
+        yield NO_EXAMPLES
+
+
+def _examples(claimed: Mapping[str, Any]) -> Iterator[str]:
+    yield privacy_words.examples(claimed)
+    yield (
+        "The noise is added inside the silo, step by step, so this holds against the server too, and against whoever "
+        "sees single updates. It is another promise than the one for whole silos: the two are never added."
+    )
+    yield (
+        "The proof counts on nobody learning which examples were in a batch, and takes the nominal number of rows of a "
+        "silo for public. What all rows of a silo have in common is not hidden."
+    )
 
 
 def _who(run: Run) -> Iterator[str]:

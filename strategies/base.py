@@ -119,9 +119,11 @@ class Strategy:
     name: ClassVar[str] = ""
     reveals: ClassVar[bool] = False
     """Whether the server half must see single updates; its silo-level epsilon is then infinite."""
+    fits: ClassVar[int] = 1
+    """How often the silo half trains in a round; under example-level privacy each is charged and no more are run."""
 
     def problems(self, *, private: bool) -> list[str]:
-        """What in these settings cannot work, a line each; `private`: silo-level privacy is on."""
+        """What in these settings cannot work, a line each; `private`: silo- or example-level privacy is on."""
         return []
 
     def channels(self, size: int) -> Mapping[str, int]:

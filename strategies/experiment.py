@@ -101,6 +101,23 @@ class SiloPrivacy:
     allow_large_delta: bool = key(False, help="accept delta >= 1 / silos, which lets a silo be published whole")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExamplePrivacy:
+    """Differential privacy of single examples: DP-SGD inside every silo, with train.steps noisy steps a round."""
+
+    clip_norm: float = key(above=0, help="largest L2 norm of one example's gradient")
+    noise_multiplier: tuple[float, ...] | None = key(
+        None, above=0, help="noise std / clip norm, on a batch's sum; one, or one per silo; this or epsilon"
+    )
+    epsilon: tuple[float, ...] | None = key(
+        None, above=0, help="each silo's epsilon if it is asked in every round; one, or one per silo"
+    )
+    delta: float = key(above=0, below=1, help="the delta of every epsilon that is reported")
+    rows: tuple[int, ...] = key(at_least=1, help="nominal rows of a silo, public; one number, or one per silo")
+    batch: float = key(above=0, help="expected rows of a batch, public; a row is in it with chance batch / rows")
+    allow_large_delta: bool = key(False, help="accept delta >= 1 / rows, which lets an example be published whole")
+
+
 @dataclass(frozen=True)
 class Audit:
     """Measuring what the run really leaks."""
@@ -119,6 +136,7 @@ class Privacy:
     """What protects silos, and how that is checked."""
 
     silo: SiloPrivacy | None = key(None, help="silo-level differential privacy; null: none")
+    example: ExamplePrivacy | None = key(None, help="example-level differential privacy; null: none")
     audit: Audit = key(Audit(), help="the measured epsilon, beside the claimed one")
     noise: Literal["simulated", "system"] = key(
         "simulated", help="simulated: from the seed, repeatable; system: noise and cohorts are secret, no run repeats"

@@ -25,14 +25,14 @@ class FedAvg(Strategy):
 
     proximal: float = key(0.0, at_least=0.0, help="FedProx's mu: pull towards the server's model while training")
     weighting: Literal["uniform", "examples"] = key(
-        "uniform", help="a silo counts once, or by its training rows (never under silo-level privacy)"
+        "uniform", help="a silo counts once, or by its training rows (never under privacy)"
     )
     server: Optimizer = key(SGD(), variants=lambda: OPTIMIZERS, help="optimizer of the server's step")
 
     def problems(self, *, private: bool) -> list[str]:
-        """Weights by private row counts would let one silo move the sum by more than the clip norm."""
+        """Row counts are private, and weights by them would let one silo move the sum by more than the clip norm."""
         if private and self.weighting == "examples":
-            return ["strategy.weighting: 'examples' counts private rows; under privacy.silo use 'uniform'"]
+            return ["strategy.weighting: 'examples' counts private rows; under privacy use 'uniform'"]
         return []
 
     def local(self, silo: Silo, instruction: Instruction) -> Update:

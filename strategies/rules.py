@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train
+from strategies.rules_example import lengths_rules, numbers_rules, steps_rules
 from strategies.words import spell
 
 if TYPE_CHECKING:  # It imports torch.
@@ -72,8 +73,8 @@ def _privacy_rules(privacy: Privacy) -> Iterator[str]:
             f"privacy.audit.canaries: found {privacy.audit.canaries}, but there is no privacy.silo to audit; "
             "add it or use canaries: 0"
         )
-    if silo is None and privacy.noise == "system":
-        yield "privacy.noise: found 'system', but there is no privacy.silo to add noise for; add it or use simulated"
+    if silo is None and privacy.example is None and privacy.noise == "system":
+        yield "privacy.noise: found 'system', but there is no privacy.silo or example to add noise for; use simulated"
     audit = privacy.audit
     if audit.participation != "spread" and audit.repeats != 1:
         yield f"privacy.audit.repeats: found {audit.repeats}, but only participation: spread uses it; remove it"
@@ -113,10 +114,16 @@ def _budget_rules(budget: Budget | None, privacy: Privacy) -> Iterator[str]:
 def _standardize_rules(data: Data, privacy: Privacy) -> Iterator[str]:
     if data.standardize.name == "private" and privacy.silo is None:
         yield "data.standardize: private spends privacy.silo, which is missing; add it, or use own or constants"
+    elif data.standardize.name not in ("none", "constants") and privacy.example is not None:
+        # Every scaled row would depend on every other row, which clipping one example's gradient does not bound.
+        yield (
+            f"data.standardize: {data.standardize.name} looks at all rows of a silo, which has no price under "
+            "privacy.example; use constants"
+        )
 
 
 def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
-    yield from strategy.problems(private=privacy.silo is not None)
+    yield from strategy.problems(private=privacy.silo is not None or privacy.example is not None)
     if privacy.audit.canaries and "delta" not in strategy.channels(1):
         yield f"privacy.audit.canaries: strategy {strategy.name} has no channel 'delta' to audit; use canaries: 0"
 
@@ -136,6 +143,9 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("data", "privacy"), _standardize_rules),
     (("privacy",), _privacy_rules),
     (("rounds", "privacy"), _repeats_rules),
+    (("privacy",), numbers_rules),
+    (("privacy", "data"), lengths_rules),
+    (("train", "privacy"), steps_rules),
     (("cohort", "privacy"), _sampling_rules),
     (("privacy", "data"), _delta_rules),
     (("budget", "privacy"), _budget_rules),

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from simulations.commands import FAILED, OK, output
-from simulations.commands.shared import format_argument
+from simulations.commands.shared import format_argument, plugin_argument, read
 
 NAME = "doctor"
 HELP = "check this machine: versions, threads, GPU, disk, data"
@@ -43,17 +43,53 @@ class Finding:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
+    parser.add_argument(
+        "--grads",
+        metavar="CONFIG",
+        dest="config",
+        help="compare the per-example gradients of a config's model with brute force, instead of checking the machine",
+    )
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="--grads: a key"
+    )
+    plugin_argument(parser)
     format_argument(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Prints what was found; the exit code says whether all that is required is there."""
+    if args.config is not None:
+        return gradients(args)
     findings = [*interpreter(), *packages(), *torch(), disk(), *carriers()]
     if args.format == "json":
         print(output.document([asdict(finding) for finding in findings]))
     else:
         print(output.facts([(finding.what, f"{_mark(finding)}  {finding.found}") for finding in findings]))
     return OK if all(finding.ok for finding in findings if finding.required) else FAILED
+
+
+def gradients(args: argparse.Namespace) -> int:
+    """Prints a line per parameter; the exit code says whether every example's gradient is its own."""
+    experiment = read(args)
+    from simulations.gradients import compare
+    from simulations.running import prepare
+
+    compared = compare(experiment, prepare(experiment))
+    if args.format == "json":
+        print(output.document([asdict(each) | {"ok": each.ok} for each in compared]))
+    else:
+        lines = [
+            [
+                "ok" if each.ok else "WRONG",
+                each.parameter,
+                str(each.shape),
+                f"{each.gradients:.1e}",
+                f"{each.clipped:.1e}",
+            ]
+            for each in compared
+        ]
+        print(output.table(["", "parameter", "shape", "gradients off by", "clipped sum off by"], lines, left=3))
+    return OK if all(each.ok for each in compared) else FAILED
 
 
 def _mark(finding: Finding) -> str:

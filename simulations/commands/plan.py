@@ -30,7 +30,7 @@ def execute(args: argparse.Namespace) -> int:
     from simulations.running import prepare
 
     prepared = prepare(experiment, table=read_rows(args.dataset, experiment))
-    plan = size(experiment, prepared) | privacy(experiment, prepared)
+    plan = size(experiment, prepared) | privacy(experiment, prepared) | examples(prepared)
     print(output.document(plan) if args.format == "json" else describe(plan))
     return OK
 
@@ -88,6 +88,31 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     return {"privacy": found | budget(experiment, prepared)}
 
 
+def examples(prepared: Prepared) -> dict[str, Any]:
+    """Noise inside the silos and its price, for a silo that is asked in every round."""
+    plan = prepared.plan.example
+    if plan is None:
+        return {"example": None}
+    marks = sorted({max(1, round(plan.rounds * percent / 100)) for percent in PERCENT})
+    brackets = [(mark, plan.after(mark)) for mark in marks]
+    return {
+        "example": {
+            "noise_multiplier": {"least": min(plan.noise), "most": max(plan.noise)},
+            "clip_norm": plan.silos[0].clip_norm,
+            "batch": plan.silos[0].batch,
+            "steps_per_round": plan.steps,
+            "delta": plan.delta,
+            "neighbours": brackets[-1][1].neighbours,
+            "method": brackets[-1][1].method,
+            "note": brackets[-1][1].note,
+            "epsilon": [
+                {"rounds": mark, "lower": output.finite(bracket.lower), "upper": output.finite(bracket.upper)}
+                for mark, bracket in brackets
+            ],
+        }
+    }
+
+
 def budget(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """How many rounds a budget lasts, by the same odometer that the round loop asks."""
     plan, limit = prepared.plan, experiment.budget
@@ -110,9 +135,11 @@ def describe(plan: dict[str, Any]) -> str:
         ("bytes", f"{output.size(plan['bytes_up_per_round'])} up and "
                   f"{output.size(plan['bytes_down_per_round'])} down, expected per round"),
     ]  # fmt: skip
+    inside = "" if plan["example"] is None else f"\n\n{describe_examples(plan['example'])}"
     private = plan["privacy"]
     if private is None:
-        return output.facts([*pairs, ("privacy", "no privacy: epsilon is infinite")])
+        none = "no privacy: epsilon is infinite"
+        return output.facts([*pairs, ("silo privacy" if inside else "privacy", none)]) + inside
     solved = private["noise_follows_from_epsilon"]
     follows = f", the least that keeps epsilon {output.short(solved)}" if solved is not None else ""
     pairs += [
@@ -129,4 +156,21 @@ def describe(plan: dict[str, Any]) -> str:
         lasts = f"{private['rounds_within_budget']} of {plan['rounds']} rounds"
         pairs.append(("budget", f"epsilon {output.short(private['budget'])} lasts for {lasts}"))
     lines = [[str(row["rounds"]), output.bracket(row["lower"], row["upper"])] for row in private["epsilon"]]
-    return f"{output.facts(pairs)}\n\n{output.table(['after round', 'epsilon'], lines, left=0)}"
+    return f"{output.facts(pairs)}\n\n{output.table(['after round', 'epsilon'], lines, left=0)}{inside}"
+
+
+def describe_examples(plan: dict[str, Any]) -> str:
+    """The example-level part of a plan in words."""
+    least, most = plan["noise_multiplier"]["least"], plan["noise_multiplier"]["most"]
+    noise = output.short(least) if least == most else f"{output.short(least)} to {output.short(most)}, by silo"
+    pairs = [
+        (
+            "inside a silo",
+            f"{plan['steps_per_round']} noisy steps a round, {output.short(plan['batch'])} rows expected",
+        ),
+        ("noise multiplier", noise),
+        ("epsilon of", f"adding or removing one row of the worst silo, at delta {output.short(plan['delta'])}"),
+        *([("note", plan["note"])] if plan["note"] else []),
+    ]
+    lines = [[str(row["rounds"]), output.bracket(row["lower"], row["upper"])] for row in plan["epsilon"]]
+    return f"{output.facts(pairs)}\n\n{output.table(['rounds asked', 'epsilon'], lines, left=0)}"

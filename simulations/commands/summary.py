@@ -53,8 +53,12 @@ def _measured(result: Result, *, public: bool) -> Iterator[tuple[str, str]]:
 
 def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     claimed, measured = result["privacy"]["silo"], result["privacy"]["measured"]
+    example = result["privacy"].get("example")
+    if example is not None:
+        yield "epsilon of a row", _of_examples(example)
     if claimed is None:
-        yield "epsilon claimed", "no privacy: epsilon is infinite"
+        none = "a whole silo has no privacy: its" if example is not None else "no privacy:"
+        yield "epsilon claimed", f"{none} epsilon is infinite"
         return
     value = output.bracket(claimed["epsilon_lower"], claimed["epsilon_upper"])
     relation = output.RELATIONS[claimed["neighbours"]]
@@ -72,6 +76,14 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
             yield "warning", audit_words.unsound(measured)
 
 
+def _of_examples(claimed: Mapping[str, Any]) -> str:
+    value = output.bracket(claimed["epsilon_lower"], claimed["epsilon_upper"])
+    spread, note = claimed["per_silo"], f"; {claimed['note']}" if claimed["note"] else ""
+    even = spread is None or spread["p10"] == claimed["epsilon_upper"]
+    over = "" if even else "; over silos " + ", ".join(f"{output.at_most(v)} ({k})" for k, v in spread.items())
+    return f"{value} at delta {output.short(claimed['delta'])}, for adding or removing one row of a silo{over}{note}"
+
+
 def _failures(updates: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if updates["failed"]:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in updates["reasons"].items())
@@ -83,7 +95,7 @@ def _bytes(sent: Mapping[str, Any]) -> str:
     return both if sent["ratio"] is None else f"{both}; {sent['ratio']:.2f} times the dense model both ways"
 
 
-COLUMNS = ("accuracy", "mse", "loss", "epsilon", "measured", "bytes_up", "bytes_down", "seconds")
+COLUMNS = ("accuracy", "mse", "loss", "epsilon", "row epsilon", "measured", "bytes_up", "bytes_down", "seconds")
 
 
 def numbers(result: Result) -> dict[str, float | None]:
@@ -91,9 +103,10 @@ def numbers(result: Result) -> dict[str, float | None]:
     metrics, privacy, sent = result["metrics"], result["privacy"], result["communication"]
     found: dict[str, float | None] = {metric(result): metrics[metric(result)], "loss": metrics["loss"]}
     if privacy["silo"] is not None:
-        found["epsilon"] = privacy.get("selection", privacy["silo"])[
-            "epsilon_upper"
-        ]  # Of a sweep: the choice included.
+        promised = privacy.get("selection", privacy["silo"])  # Of a sweep: the choice included.
+        found["epsilon"] = promised["epsilon_upper"]
+    if privacy.get("example") is not None:
+        found["row epsilon"] = privacy["example"]["epsilon_upper"]
     if privacy["measured"] is not None:
         found["measured"] = privacy["measured"]["epsilon"]
     return found | {"bytes_up": sent["bytes_up"], "bytes_down": sent["bytes_down"], "seconds": result["seconds"]}
@@ -135,7 +148,7 @@ def _cell(name: str, value: float | None) -> str:
         return output.size(value)
     if name == "seconds":
         return f"{value:.1f}"
-    if name == "epsilon":
+    if name in ("epsilon", "row epsilon"):
         return output.at_most(value)
     return f"{value:.3f}" if name == "measured" else output.score(value)
 

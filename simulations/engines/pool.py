@@ -52,6 +52,7 @@ class PoolLink:
         personal: folder of the personal vectors.
         workers: processes.
         plugins: modules that workers import as this process did.
+        noise: every silo's noise multiplier under example-level privacy.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PoolLink:
         personal: Path,
         workers: int,
         plugins: Sequence[str] = (),
+        noise: Sequence[float] | None = None,
     ) -> None:
         self.population = len(federation.train)
         built = setup.model(experiment, federation)
@@ -80,6 +82,7 @@ class PoolLink:
             "personal": str(personal),
             "slots": workers * SLOTS,
             "plugins": list(plugins),
+            "noise": None if noise is None else list(noise),
         }
         self._workers: list[_Worker] = []
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from client.host import SiloHost
 from client.personal import PersonalStore
 from simulations.data.federation import Federation
+from simulations.example_privacy import noisy_steps
 from strategies.experiment import Experiment
 from strategies.layout import Layout
 from strategies.tasks import Shape, initial
@@ -46,8 +48,13 @@ def layout(built: Model) -> Layout:
     return Layout.of(built.module)
 
 
-def host(experiment: Experiment, federation: Federation, *, personal: Path) -> SiloHost:
-    """The silos of a federation, ready to train."""
+def host(
+    experiment: Experiment, federation: Federation, *, personal: Path, noise: Sequence[float] | None = None
+) -> SiloHost:
+    """The silos of a federation, ready to train; `noise`: every silo's multiplier under example-level privacy."""
+    example = experiment.privacy.example
+    if (example is None) != (noise is None):
+        raise ValueError("noise multipliers go with privacy.example, and without it there are none")
     built = model(experiment, federation)
     sizes = experiment.strategy.personal(built.start.numel())
     return SiloHost(
@@ -61,6 +68,8 @@ def host(experiment: Experiment, federation: Federation, *, personal: Path) -> S
         seed=experiment.seed,
         stacked=experiment.engine.stacked == "auto",
         personal=PersonalStore(personal, silos=len(federation.train), sizes=sizes) if sizes else None,
+        examples=None if example is None or noise is None else noisy_steps(example, noise),
+        secret=experiment.privacy.noise == "system",
     )
 
 

@@ -52,7 +52,9 @@ def _prepare(order: dict[str, Any]) -> tuple[SiloHost, SumSlots, Path]:
     load_plugins(order["plugins"])
     experiment: Experiment = decode(Experiment, order["experiment"])
     folder = Path(order["folder"])
-    host = setup.host(experiment, Federation.load(folder / "federation"), personal=Path(order["personal"]))
+    host = setup.host(
+        experiment, Federation.load(folder / "federation"), personal=Path(order["personal"]), noise=order["noise"]
+    )
     return host, SumSlots(folder / "sums", slots=order["slots"], sizes=host.channel_sizes), folder / "instruction"
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from privacy.accountant import epsilon
-from privacy.events import Gaussian, Repeated
+from privacy.events import Gaussian, Poisson, Repeated, Sampled
 
 ROUNDS, SILOS, CHUNKS, KILLED = 5, 6, 3, 3
 
@@ -373,6 +373,27 @@ def test_a_fresh_interpreter_goes_on_where_one_was_killed(place: Place) -> None:
     second = place.start([place.job("fresh", config, [None], fork=False)])
     assert second.returncode == 0, second.stderr
     check(Left(place.path / "whole-keepsake"), Left(place.path / "fresh"), extra=0)
+
+
+def test_silos_killed_around_their_own_reserve_pay_for_every_attempt(place: Place) -> None:
+    example = {"clip_norm": 1.0, "noise_multiplier": 1.5, "delta": 1e-3, "rows": 10, "batch": 5}
+    config = place.config("keepsake") | {"privacy": {"example": example}, "train": {"steps": 2}}
+    around_it = [
+        (Seam("Ledger", "reserve_each", "before", KILLED), 0),
+        (Seam("Ledger", "reserve_each", "after", KILLED), 1),
+        (seam_of("after the last chunk", KILLED), 1),
+        (seam_of("after the rename", KILLED), 0),
+        (seam_of("before the ledger's commit", KILLED), 0),
+    ]
+    jobs = [place.job(f"silos-{n}", config, [seam, None]) for n, (seam, _) in enumerate(around_it)]
+    place.go([place.job("silos", config, [None]), *jobs])
+    step = Sampled(Poisson(0.5), Gaussian(1.5))
+    whole = Left(place.path / "silos").result
+    for number, (seam, extra) in enumerate(around_it):
+        result = Left(place.path / f"silos-{number}").result
+        assert result["model"]["sha256"] == whole["model"]["sha256"], seam
+        spent = epsilon(Repeated(step, 2 * (ROUNDS + extra)), 1e-3).upper
+        assert result["privacy"]["example"]["epsilon_upper"] == spent, seam
 
 
 @pytest.mark.integration

@@ -146,7 +146,7 @@ ONE_PROBLEM = [
     (
         PRIVATE,
         "strategy={name: fedavg, weighting: examples}",
-        "strategy.weighting: 'examples' counts private rows; under privacy.silo use 'uniform'",
+        "strategy.weighting: 'examples' counts private rows; under privacy use 'uniform'",
     ),
     (PRIVATE, "budget={epsilon: 2, delta: 1e-6}", "budget.delta: must equal privacy.silo.delta = 1.0e-05, got 1.0e-06"),
     (
@@ -162,9 +162,9 @@ ONE_PROBLEM = [
     (
         SMALL,
         "privacy.noise=system",
-        "privacy.noise: found 'system', but there is no privacy.silo to add noise for; add it or use simulated",
+        "privacy.noise: found 'system', but there is no privacy.silo or example to add noise for; use simulated",
     ),
-    (SMALL, "privacy.example={}", "privacy.example: unknown key, choose from audit, noise, silo"),
+    (SMALL, "privacy.row={}", "privacy.row: unknown key, choose from audit, example, noise, silo"),
     (SMALL, "privacy.noise=secret", "privacy.noise: must be one of simulated, system, found the text 'secret'"),
     (SMALL, "engine.workers=2", "engine.workers: found 2, but only kind: pool uses it; remove it or use kind: pool"),
 ]

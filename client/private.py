@@ -1,0 +1,73 @@
+"""DP-SGD of one silo at a time, for any model: Poisson batches, clipped by Opacus' hooks, noised and divided here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from client.batches import Plan
+from client.descent import Descent
+from client.example_sums import ExampleSums
+from client.examples import Examples
+from client.single import layout_of_images
+from privacy.noise import SystemNoise
+from privacy.steps import NoisySteps
+from strategies.base import Correction
+from strategies.experiment import Train
+from strategies.layout import Layout
+from strategies.tasks import Task
+
+
+class PrivateTrainer:
+    """Runs DP-SGD on a twin of the module; the twin is wrapped once and kept for the whole run.
+
+    Raises:
+        UnsupportedModel: Opacus cannot take the module.
+    """
+
+    def __init__(self, module: nn.Module, task: Task, train: Train) -> None:
+        self.train, self.sums = train, ExampleSums(module, task)
+        layout = Layout.of(module)
+        self.weights = torch.zeros(layout.size)
+        for parameter, view in zip(self.sums.parameters, layout.unflatten(self.weights).values()):
+            parameter.data = view
+        self.losses: list[float] = []
+
+    def fit(
+        self,
+        start: Tensor,
+        rows: Examples,
+        plan: Plan,
+        *,
+        steps: NoisySteps,
+        noise: torch.Generator | SystemNoise,
+        correct: Correction | None = None,
+        key: int = 0,
+        record: bool = False,
+    ) -> Tensor:
+        """Trains one silo from `start` `(N,)` along a Poisson plan of one silo; returns the trained `(N,)`.
+
+        Every step of the plan is taken, on an empty batch too: how many rows there were is private.
+
+        Args:
+            start: where to begin.
+            rows: all silos' rows.
+            plan: from `client.poisson`.
+            steps: clip, noise and divisor.
+            noise: the silo's own for this fit.
+            correct: acts after the noise, on weights and gradient alone.
+            key: seeds layers that draw (dropout); the process's own generator is left as it was.
+            record: append the mean loss over all rows seen to `losses`; private.
+        """
+        self.weights.copy_(start)
+        descent, seen = Descent(self.weights, self.train, correct), []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key)
+            for step in range(plan.steps):
+                batch = rows.select(plan.rows[0, step, : int(plan.counts[0, step])])
+                sums, losses = self.sums.total(layout_of_images(batch.features), batch.targets, steps)
+                descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))
+                seen.append(losses)
+        if record:
+            self.losses.append(float(torch.cat(seen).mean()))  # NaN without a row: there is no loss.
+        return self.weights.clone()

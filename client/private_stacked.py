@@ -1,0 +1,109 @@
+"""DP-SGD of a stack of silos at once, for chains of dense layers: per-example norms in closed form.
+
+One example's gradient of a dense layer is the outer product of its slope d and its input a, so its squared norm is
+|d|^2 (|a|^2 + 1), bias included (Goodfellow 2015, arXiv 1510.01799): one forward and one backward pass give all norms,
+and one more product per layer the sum of the clipped gradients. No example's gradient is ever written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from client.batches import Plan
+from client.descent import Descent
+from client.examples import Examples
+from client.stacked import StackedTrainer
+from privacy.noise import SystemNoise
+from privacy.steps import NoisySteps
+from strategies.base import Correction
+from strategies.experiment import Train
+from strategies.tasks import Chain
+
+
+class PrivateStackedTrainer:
+    """Local DP-SGD on `(silos, N)` vectors."""
+
+    def __init__(self, chain: Chain, train: Train) -> None:
+        self.train, self.dense = train, StackedTrainer(chain, train)
+        self.losses: list[float] = []
+
+    def fit(
+        self,
+        start: Tensor,
+        rows: Examples,
+        plan: Plan,
+        *,
+        steps: Sequence[NoisySteps],
+        noise: Sequence[torch.Generator | SystemNoise],
+        correct: Correction | None = None,
+        record: bool = False,
+    ) -> Tensor:
+        """Trains every silo of a Poisson plan from `start`, `(N,)` or `(silos, N)`; returns `(silos, N)`.
+
+        As `client.private.PrivateTrainer.fit`, with `steps` and `noise` of each silo; all clip alike.
+        """
+        silos = plan.rows.shape[0]
+        weights = start.expand(silos, -1).clone(memory_format=torch.contiguous_format)
+        descent, total = Descent(weights, self.train, correct), torch.zeros(silos)
+        for step in range(plan.steps):
+            count = plan.counts[:, step]
+            index = plan.rows[:, step, : int(count.max())]
+            sums, losses = self.sums(weights, rows, index, count, steps)
+            descent.step(torch.stack([own.release(part, rng) for own, part, rng in zip(steps, sums, noise)]))
+            total += losses
+        if record:
+            self.losses += (total / plan.counts.sum(1)).tolist()  # NaN without a row: there is no loss.
+        return weights
+
+    def sums(
+        self, weights: Tensor, rows: Examples, index: Tensor, count: Tensor, steps: Sequence[NoisySteps]
+    ) -> tuple[Tensor, Tensor]:
+        """The sums of clipped gradients, `(silos, N)`, and the sums of losses, `(silos,)`.
+
+        Args:
+            weights: `(silos, N)`.
+            rows: all silos' rows.
+            index: `(silos, batch)`, the rows of each silo's batch; what is past `count` is padding.
+            count: `(silos,)`.
+            steps: of each silo; all clip alike.
+        """
+        silos, batch = index.shape
+        if batch == 0:
+            return torch.zeros_like(weights), weights.new_zeros(silos)
+        if len({own.clip_norm for own in steps}) > 1:
+            raise ValueError("silos in one stack must clip alike; train them one by one")
+        real = torch.arange(batch) < count.unsqueeze(-1)
+        features = rows.features.flatten(1).index_select(0, index.reshape(-1)).view(silos, batch, -1)
+        # Zeros, not weights of zero: padding is some silo's real row, and 0 times infinity would show it.
+        features = features.masked_fill(~real.unsqueeze(-1), 0.0)
+        goals = rows.targets.index_select(0, index.reshape(-1)).view(silos, batch)
+        layers = self.dense.layers(weights)
+        values = self.dense.forward(layers, features)
+        losses = self.dense.row_losses(values[-1], goals).masked_fill(~real, 0.0).sum(1)
+        slopes = dict(self.dense.signals(layers, values, self.dense.slopes(values[-1], goals)))
+        factors = steps[0].factors(_norms(values, slopes)) * real
+        return _weighted(values, slopes, factors), losses
+
+
+def _norms(values: Sequence[Tensor], slopes: dict[int, Tensor]) -> Tensor:
+    """The norm of each row's whole gradient, `(silos, batch)`."""
+    squares = [
+        slope.square().sum(-1) * (values[number].square().sum(-1) + 1.0)  # The 1 is the bias.
+        for number, slope in slopes.items()
+    ]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def _weighted(values: Sequence[Tensor], slopes: dict[int, Tensor], factors: Tensor) -> Tensor:
+    """The sum of all rows' gradients, each times its factor, `(silos, N)`."""
+    unused, several = (factors == 0).unsqueeze(-1), bool((factors == 0).any())
+    parts: list[Tensor] = []
+    for number in sorted(slopes):
+        slope, inputs = slopes[number] * factors.unsqueeze(-1), values[number]
+        if several:  # What is not finite must leave: 0 times infinity is not 0.
+            slope, inputs = slope.masked_fill(unused, 0.0), inputs.masked_fill(unused, 0.0)
+        parts += [torch.bmm(slope.transpose(1, 2), inputs).flatten(1), slope.sum(1)]
+    return torch.cat(parts, dim=1)

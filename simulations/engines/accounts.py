@@ -1,0 +1,69 @@
+"""A link whose silos keep accounts: what a round costs their examples is on the disk before a silo takes a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from privacy.events import Event
+from privacy.ledger import Ledger, LedgerError
+from privacy.mechanism import Mechanism
+from privacy.release import Partial
+from server.link import Link
+from simulations.example_privacy import NEIGHBOURS, UNIT, groups
+from strategies.base import Evaluation, Instruction
+
+
+class AccountedLink:
+    """Passes on what another link does, after the silos have paid for it.
+
+    Args:
+        link: the silos.
+        ledger: the silos' own, one file for all of them.
+        events: what a round costs an example of each silo.
+    """
+
+    def __init__(self, link: Link, *, ledger: Ledger, events: Sequence[Event]) -> None:
+        self.link, self.ledger, self.events = link, ledger, tuple(events)
+        self.population = link.population
+
+    def ask(
+        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+    ) -> Iterator[Partial]:
+        """Reserves the steps of every silo asked, then has them taken; a crash in between overcounts."""
+        charges = groups(self.events, cohort)
+        self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)
+        yield from self.link.ask(instruction, cohort, mechanisms, record=record)
+
+    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+        """Passes on."""
+        return self.link.evaluate(instruction, silos)
+
+    def stage(self) -> None:
+        """Passes on."""
+        self.link.stage()
+
+    def commit(self, round_: int) -> None:
+        """Passes on, and says in the ledger that the round came to its end."""
+        self.link.commit(round_)
+        self._close(round_)
+
+    def recover(self, round_: int) -> None:
+        """Passes on, and brings the ledger to a checkpoint's round.
+
+        Raises:
+            LedgerError: silos were charged another price.
+        """
+        strange = {entry.event for entry in self.ledger.entries if entry.kind == "reserve"} - set(self.events)
+        if strange:
+            raise LedgerError(f"{self.ledger.path}: cannot go on, since the price of a step changed; use another --out")
+        self.link.recover(round_)
+        self._close(round_)
+
+    def close(self) -> None:
+        """Passes on."""
+        self.link.close()
+
+    def _close(self, round_: int) -> None:
+        for entry in self.ledger.open_reserves():
+            if entry.round == round_:
+                self.ledger.commit(entry)

@@ -1,0 +1,161 @@
+"""Example-level privacy of a run: each silo's noise, its price, and what the silos' own ledger says was spent.
+
+A silo pays for the rounds that it is asked in, and for nothing else. That is the full price of its steps: cohorts
+amplify nothing here, because the server knows who was asked. Noise is solved for a silo that is asked in every round,
+so a silo that is drawn less often spends less than its epsilon.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from privacy.accountant import Bracket, epsilon, noise_multiplier_for
+from privacy.events import Composed, Event, Repeated
+from privacy.ledger import Charge, Ledger
+from privacy.steps import NoisySteps
+from strategies.experiment import ExamplePrivacy, Experiment
+from strategies.rules_example import uneven
+from strategies.schema import ConfigError
+
+UNIT, NEIGHBOURS = "example", "add_remove"
+History = frozenset[tuple[Event, int]]
+
+
+@dataclass(frozen=True)
+class ExamplePlan:
+    """The example-level side of a plan.
+
+    Attributes:
+        silos: clip, noise, divisor and rate of every silo.
+        steps: noisy steps of a silo in a round in which it is asked.
+        rounds: of the run.
+        delta: of epsilon.
+    """
+
+    silos: tuple[NoisySteps, ...]
+    steps: int
+    rounds: int
+    delta: float
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What a round costs an example of each silo that is asked."""
+        return tuple(silo.event(self.steps) for silo in self.silos)
+
+    @property
+    def charges(self) -> list[Charge]:
+        """All that the silos' ledger can have reserved, for a line of it that a crash tore."""
+        return [Charge(UNIT, NEIGHBOURS, event) for event in dict.fromkeys(self.events)]
+
+    @property
+    def noise(self) -> tuple[float, ...]:
+        """Every silo's noise multiplier."""
+        return tuple(silo.noise_multiplier for silo in self.silos)
+
+    def after(self, rounds: int) -> Bracket:
+        """The worst silo's epsilon after so many rounds, asked in all of them."""
+        histories = {frozenset({(event, rounds)}) for event in self.events}
+        return max((_price(history, self.delta) for history in histories), key=lambda found: found.upper)
+
+
+def plan(experiment: Experiment, population: int) -> ExamplePlan | None:
+    """Solves the noise of every silo; None without example-level privacy.
+
+    Raises:
+        ConfigError: a list that has neither one number nor one per silo.
+        Unpriceable: no noise keeps an epsilon.
+    """
+    example = experiment.privacy.example
+    if example is None:
+        return None
+    problems = list(uneven(example, population))
+    if problems:
+        raise ConfigError(problems)
+    assert experiment.train.steps is not None  # The rules ask for it.
+    steps = experiment.train.steps * experiment.strategy.fits
+    rows = _spread(example.rows, population)
+    if example.noise_multiplier is not None:
+        noise = _spread(example.noise_multiplier, population)
+    else:
+        assert example.epsilon is not None  # The rules ask for one of the two.
+        wanted = list(zip(_spread(example.epsilon, population), rows))
+        least = {each: _least_noise(example, *each, steps * experiment.rounds) for each in set(wanted)}
+        noise = tuple(least[each] for each in wanted)
+    silos = noisy_steps(example, noise)
+    return ExamplePlan(silos, steps, experiment.rounds, example.delta)
+
+
+def noisy_steps(example: ExamplePrivacy, noise: Sequence[float]) -> tuple[NoisySteps, ...]:
+    """Every silo's steps, from every silo's noise multiplier."""
+    rows = _spread(example.rows, len(noise))
+    return tuple(NoisySteps(example.clip_norm, own, example.batch, held) for own, held in zip(noise, rows))
+
+
+def claimed(plan: ExamplePlan, ledger: Ledger) -> dict[str, Any]:
+    """What result.json says of examples, recomputed from the silos' ledger: the worst silo, and the spread of all."""
+    spent = ledger.spent_by(UNIT, range(len(plan.silos)))
+    histories = [_history(spent[silo]) for silo in range(len(plan.silos))]
+    prices = {history: _price(history, plan.delta) for history in set(histories)}
+    worst = max(prices.values(), key=lambda found: found.upper)
+    upper = [prices[history].upper for history in histories]
+    return {
+        "epsilon_lower": _number(worst.lower),
+        "epsilon_upper": _number(worst.upper),
+        "delta": plan.delta,
+        "neighbours": worst.neighbours,
+        "method": worst.method,
+        "note": worst.note,
+        "noise_multiplier": {"least": min(plan.noise), "most": max(plan.noise)},
+        "clip_norm": plan.silos[0].clip_norm,
+        "batch": plan.silos[0].batch,
+        "steps": max((_steps(history) for history in histories), default=0),
+        "per_silo": _percentiles(upper) if len(upper) > 1 and np.isfinite(upper).all() else None,
+    }
+
+
+def _least_noise(example: ExamplePrivacy, target: float, rows: int, steps: int) -> float:
+    def build(noise: float) -> Event:
+        return NoisySteps(example.clip_norm, noise, example.batch, rows).event(steps)
+
+    return noise_multiplier_for(target, example.delta, build, neighbours="add_remove")
+
+
+def _spread(values: Sequence[Any], population: int) -> tuple[Any, ...]:
+    return tuple(values) * population if len(values) == 1 else tuple(values)
+
+
+def _history(spent: Mapping[Event, int]) -> History:
+    return frozenset(spent.items())
+
+
+def _price(history: History, delta: float) -> Bracket:
+    return epsilon(Composed(tuple(Repeated(event, times) for event, times in history)), delta)
+
+
+def _steps(history: History) -> int:
+    """Noisy steps in a history, whose events are all repeated steps."""
+    return sum(event.times * times for event, times in history if isinstance(event, Repeated))
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Nearest ranks from above, so that each is some silo's own epsilon."""
+    p10, p50, p90 = np.percentile(values, [10, 50, 90], method="higher").tolist()
+    return {"p10": p10, "p50": p50, "p90": p90}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity: None stands for it."""
+    return value if math.isfinite(value) else None
+
+
+def groups(events: Sequence[Event], silos: Sequence[int]) -> list[tuple[Event, list[int]]]:
+    """Silos that pay the same, together; in the order of their first."""
+    found: dict[Event, list[int]] = {}
+    for silo in silos:
+        found.setdefault(events[silo], []).append(silo)
+    return list(found.items())
