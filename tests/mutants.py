@@ -517,6 +517,12 @@ MUTANTS = (
         "values[number].square().sum(-1)",
     ),
     Mutant(
+        "examples: norms by hooks are halved",
+        "client/example_sums.py",
+        "steps.factors(self._norms(losses))",
+        "steps.factors(0.5 * self._norms(losses))",
+    ),
+    Mutant(
         "examples: padding of a stack counts",
         "client/private_stacked.py",
         "factors = steps[0].factors(_norms(values, slopes)) * real",
