@@ -83,8 +83,9 @@ def prepare(experiment: Experiment, *, table: Table | None = None, federation: F
     if federation is None:
         federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
-    plan = planning.plan(experiment, len(federation.train))
-    return Prepared(federation, plan, _model(experiment, federation))
+    plan, model = planning.plan(experiment, len(federation.train)), _model(experiment, federation)
+    planning.require_memory(plan, experiment.strategy.channels(model.start.numel()))
+    return Prepared(federation, plan, model)
 
 
 class ActiveRun:
@@ -169,11 +170,10 @@ class ActiveRun:
 
     @property
     def _identity(self) -> dict[str, str]:
-        return {"experiment": digest(self.experiment), "data": self.federation.fingerprint}
+        return {"experiment": digest(self.experiment), "data": self.federation.fingerprint, **self.plan.matrix}
 
     def _unchanged(self) -> Checkpoint | None:
-        events = (self.plan.event, *self.plan.before)
-        return unchanged(self.store, self.ledger, unit=loop.UNIT, events=events, identity=self._identity)
+        return unchanged(self.store, self.ledger, unit=loop.UNIT, events=self.plan.events, identity=self._identity)
 
     def _standardize(self) -> Constants | None:
         standardize = self.experiment.data.standardize

@@ -106,6 +106,11 @@ def _secrecy(run: Run) -> str:
             f"The proof counts on nobody learning which {cohort.get('size')} of the {run.result['silos']:,} silos were "
             "in a round."
         )
+    if cohort.get("sampling") == "cyclic":
+        return (
+            f"Silos take turns {cohort.get('separation')} rounds apart, so no cohort has to stay secret; the proof "
+            "counts on the server asking nobody sooner, which it refuses to do."
+        )
     if cohort.get("sampling") == "all" or cohort.get("rate") == 1:
         return "Every silo is in every round, so no cohort has to stay secret."
     return (

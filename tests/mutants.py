@@ -411,8 +411,8 @@ MUTANTS = (
     Mutant(
         "budget looked at after the round",
         "server/loop.py",
-        "_afford(training, odometer, charges + 1, round_)",
         "_afford(training, odometer, charges, round_)",
+        "_afford(training, odometer, charges - 1, round_)",
     ),
     Mutant(
         "damaged checkpoint accepted",
