@@ -54,10 +54,10 @@ def _at_least(event: Event, other: Event) -> bool:
             return event.reason < other.reason  # Both infinite: one of them is enough.
         case NonPrivate(), _:
             return True
-        case Gaussian(less), Gaussian(more):
-            return less <= more
         case Turn(one, _), Turn(two, _):
             return _at_least(one, two)
+        case Gaussian(less), Gaussian(more):
+            return less <= more
         case Sampled(Poisson(high), Gaussian(less)), Sampled(Poisson(low), Gaussian(more)):
             return high >= low and less <= more
         case Sampled(FixedSize() as one, Gaussian(less)), Sampled(FixedSize() as two, Gaussian(more)):

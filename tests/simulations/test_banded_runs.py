@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from simulations.running import ActiveRun, train
 from simulations.sweep_plan import Spec
 from simulations.sweep_plan import event as sweep_event
 from simulations.sweep_run import _charges
+from strategies.base import Strategy
 from strategies.experiment import Cohort, Experiment
 from strategies.loading import parse
 from strategies.rules import MOST_BANDED_ROUNDS
@@ -165,6 +167,22 @@ def test_a_plan_has_a_noise_of_its_own_for_each_channel_and_prices_whole_cycles(
     turns = [epsilon(Repeated(Gaussian(2.0), k), DELTA).upper for k in range(6)]
     assert prices == [turns[k] for k in (0, 1, 1, 1, 2, 2, 2, 3)]
     assert epsilon(planned.after(9), DELTA).upper == turns[5]  # Attempts beyond the run's rounds are paid one by one.
+
+
+def test_channels_share_the_price_and_not_the_noise(data: Path) -> None:
+    @dataclass(frozen=True)
+    class Two(Strategy):
+        def channels(self, size: int) -> Mapping[str, int]:
+            return {"delta": size, "control": size}
+
+    planned = plan(replace(experiment(data), strategy=Two()), SILOS)
+    one, two = planned.mechanisms.values()
+    assert isinstance(one, BandedSum)
+    assert isinstance(two, BandedSum)
+    assert one.tail is not two.tail
+    assert one.noise_multiplier == two.noise_multiplier == pytest.approx(2.0 * 2**0.5)
+    assert planned.cost is not None
+    assert planned.cost.upper == pytest.approx(epsilon(Repeated(Gaussian(2.0), 3), DELTA).upper, rel=1e-12)
 
 
 def test_noise_is_solved_for_the_turns(data: Path) -> None:
