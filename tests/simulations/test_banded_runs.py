@@ -143,6 +143,13 @@ def test_the_statement_says_how_turns_are_kept(whole: Path, capsys: Any) -> None
     assert "Gaussian 2, silos in turn, paid by the cycle's first round" in text
 
 
+def test_the_statement_warns_of_secret_noise_in_the_checkpoint(data: Path, tmp_path: Path, capsys: Any) -> None:
+    silo = {"clip_norm": 0.5, "noise_multiplier": 2.0, "delta": DELTA, "mechanism": "banded"}
+    go(experiment(data, privacy={"silo": silo, "noise": "system"}), tmp_path / "run")
+    assert main(["explain", str(tmp_path / "run")]) == 0
+    assert "Delete the checkpoint of a run that will not go on." in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_budget_of_the_data_is_charged_by_cycles(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
     limit = {"epsilon": epsilon(Repeated(Gaussian(2.0), 4), DELTA).upper * (1 + 1e-9), "delta": DELTA}
