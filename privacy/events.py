@@ -107,8 +107,29 @@ class Composed:
             _typed(f"events[{index}]", event, EVENTS)
 
 
-Event: TypeAlias = NonPrivate | Gaussian | Sampled | Repeated | Composed
-EVENTS = (NonPrivate, Gaussian, Sampled, Repeated, Composed)
+@dataclass(frozen=True)
+class Turn:
+    """`event` on one of several groups of units that take turns; a unit is in one round of every cycle at most.
+
+    So the rounds of a cycle cost together what one of them does. A round that is done again is charged again, for all:
+    under correlated noise its second release tells of the groups before it, too.
+
+    Attributes:
+        event: what the round released, of units that were in it.
+        charged: whether this line pays. The first round of a cycle does, and every round that is done again.
+    """
+
+    event: Event
+    charged: bool
+
+    def __post_init__(self) -> None:
+        _typed("event", self.event, EVENTS)
+        if not isinstance(self.charged, bool):
+            raise ValueError(f"charged must be true or false, got {reprlib.repr(self.charged)}")
+
+
+Event: TypeAlias = NonPrivate | Gaussian | Sampled | Repeated | Composed | Turn
+EVENTS = (NonPrivate, Gaussian, Sampled, Repeated, Composed, Turn)
 SAMPLERS = (Poisson, FixedSize)
 MAX_DEPTH = 64  # Of JSON read from outside; a real plan nests four or five deep.
 
@@ -180,6 +201,12 @@ def _count(value: object, path: str) -> int:
     return value
 
 
+def _flag(value: object, path: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{path}: expected true or false, found {reprlib.repr(value)}")
+    return value
+
+
 def _events(value: object, path: str) -> tuple[Event, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{path}: expected a list of events, found {reprlib.repr(value)}")
@@ -204,6 +231,7 @@ _EVENT_KINDS: _Kinds = {
     "sampled": (Sampled, {"sampler": _sampler, "event": _event}),
     "repeated": (Repeated, {"event": _event, "times": _count}),
     "composed": (Composed, {"events": _events}),
+    "turn": (Turn, {"event": _event, "charged": _flag}),
 }
 _SAMPLER_KINDS: _Kinds = {
     "poisson": (Poisson, {"rate": _number}),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from privacy.chain import Entry
-from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled
+from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Turn
 from privacy.terms import Unpriceable
 
 
@@ -38,6 +38,8 @@ def dp_event(event: Event) -> Any:
             return dp.PoissonSampledDpEvent(rate, dp_event(inner))
         case Sampled(FixedSize(size, population), inner):
             return dp.SampledWithoutReplacementDpEvent(population, size, dp_event(inner))
+        case Turn(inner, charged):  # What its cycle has paid for is no cost of its own.
+            return dp_event(inner) if charged else dp.NoOpDpEvent()
         case _:
             raise Unpriceable(f"cannot export {event!r}: dp-accounting has no event for it")
 

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Sampler
+from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Sampler, Turn
 
 Neighbours: TypeAlias = Literal["add_remove", "zero_out", "replace"]
 """What may differ between two neighbouring data sets: a unit more or less, a unit's values all zero, other values."""
@@ -90,6 +90,8 @@ def _collect(event: Event, times: int, terms: Counter[tuple[Sampler | None, floa
                 _collect(inner, times, terms, reasons)
         case Sampled(sampler, inner):
             _collect_sampled(sampler, inner, times, terms, reasons)
+        case Turn(inner, charged):
+            _collect_turn(inner, times if charged else 0, terms, reasons)
         case _:
             raise Unpriceable(f"cannot price {event!r}: unknown event; use the events of privacy.events")
 
@@ -97,6 +99,8 @@ def _collect(event: Event, times: int, terms: Counter[tuple[Sampler | None, floa
 def _collect_sampled(
     sampler: Sampler, event: Event, times: int, terms: Counter[tuple[Sampler | None, float]], reasons: list[str]
 ) -> None:
+    if _takes_turns(event):
+        raise Unpriceable("cannot price a sample of silos that take turns: nothing amplifies turns, leave Sampled out")
     inside = history_of(event)
     if inside.samplers - {type(None)}:
         raise Unpriceable("cannot price a sample of a sample: give the probability of both together as one rate")
@@ -104,6 +108,28 @@ def _collect_sampled(
         reasons.append(inside.non_private)
     if inside.terms:
         terms[None if _everyone(sampler) else sampler, _together(inside)] += times
+
+
+def _collect_turn(event: Event, times: int, terms: Counter[tuple[Sampler | None, float]], reasons: list[str]) -> None:
+    """A turn that pays nothing is refused as one that pays is: what it holds must have a price."""
+    inside = history_of(event)
+    if _takes_turns(event) or inside.samplers - {type(None)}:
+        raise Unpriceable("cannot price turns of a sample or of other turns: put the releases of the round into Turn")
+    if inside.non_private is not None:
+        reasons.append(inside.non_private)
+    for sampler, noise, count in inside.terms:
+        terms[sampler, noise] += times * count
+
+
+def _takes_turns(event: Event) -> bool:
+    match event:
+        case Turn():
+            return True
+        case Sampled(_, inner) | Repeated(inner, _):
+            return _takes_turns(inner)
+        case Composed(events):
+            return any(map(_takes_turns, events))
+    return False
 
 
 def _everyone(sampler: Sampler) -> bool:

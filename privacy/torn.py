@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from privacy.events import Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled
+from privacy.events import Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Turn
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,19 @@ def worst(known: Iterable[Charge]) -> list[Charge]:
     """The charges that together cost at least as much as any of the known ones, for every unit and relation.
 
     Which of two events is dearer can depend on delta and on what else was released. So a charge is left out only where
-    another one surely costs as much; the others are charged together.
+    another one surely costs as much; the others are charged together. A turn counts as one that pays.
 
     >>> silo = lambda noise: Charge("silo", "add_remove", Gaussian(noise))
     >>> [charge.event.noise_multiplier for charge in worst([silo(2.0), silo(1.0), silo(2.0)])]
     [1.0]
     """
-    charges = list(dict.fromkeys(known))
+    charges = list(dict.fromkeys(map(_paying, known)))
     return [charge for charge in charges if not any(_covers(other, charge) for other in charges if other != charge)]
+
+
+def _paying(charge: Charge) -> Charge:
+    event = charge.event
+    return replace(charge, event=replace(event, charged=True)) if isinstance(event, Turn) else charge
 
 
 def _covers(charge: Charge, other: Charge) -> bool:
@@ -49,6 +54,8 @@ def _at_least(event: Event, other: Event) -> bool:
             return event.reason < other.reason  # Both infinite: one of them is enough.
         case NonPrivate(), _:
             return True
+        case Turn(one, _), Turn(two, _):
+            return _at_least(one, two)
         case Gaussian(less), Gaussian(more):
             return less <= more
         case Repeated(dear, often), Repeated(cheap, seldom):

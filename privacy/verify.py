@@ -54,7 +54,10 @@ def dp_event(data: Any, scale: float) -> Any:
             return dp.ComposedDpEvent([dp_event(event, scale) for event in events])
         case {"kind": "repeated", "event": event, "times": int(times), **rest} if not rest and times >= 0:
             return dp.SelfComposedDpEvent(dp_event(event, scale), times)
-        case {"kind": "sampled", "sampler": sampler, "event": event, **rest} if not rest:
+        case {"kind": "turn", "event": event, "charged": bool(charged), **rest} if not rest:
+            inside = together(dp_event(event, scale))
+            return inside if charged else dp.NoOpDpEvent()  # Its cycle was paid for in its first round.
+        case {"kind": "sampled", "sampler": sampler, "event": event, **rest} if not rest and "'turn'" not in str(event):
             return sampled(sampler, together(dp_event(event, scale)))
     raise ValueError(f"unknown event {json.dumps(data)[:80]}")
 

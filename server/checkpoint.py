@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 WATCHED = "watched/"  # Prefix of the watcher's tensors; no strategy's state has a slash in a name.
+CARRIED = "carried/"  # Prefix of what turns and correlated noise remember.
 
 
 class CheckpointError(ValueError):
@@ -31,18 +32,22 @@ class Checkpoint:
         state: the strategy's state.
         meta: JSON values: the ledger's head, the row of the round, what the run is.
         watched: what was kept of the models of all rounds so far.
+        carried: what turns and correlated noise remember of earlier rounds; the noise is as secret as noise is.
     """
 
     round: int
     state: Mapping[str, Tensor]
     meta: Mapping[str, Any]
     watched: Mapping[str, Tensor] = field(default_factory=dict)
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Writes, fsyncs, renames, fsyncs the folder: a reader finds the old file or the new one, never a part."""
     # Copies: the format refuses two names for one tensor, which a state may well hold before its first step.
-    named = {**checkpoint.state, **{WATCHED + name: value for name, value in checkpoint.watched.items()}}
+    named = dict(checkpoint.state)
+    for prefix, values in ((WATCHED, checkpoint.watched), (CARRIED, checkpoint.carried)):
+        named |= {prefix + name: value for name, value in values.items()}
     tensors = {name: value.detach().contiguous().clone() for name, value in named.items()}
     note = json.dumps({"round": checkpoint.round, "meta": checkpoint.meta}, sort_keys=True, allow_nan=False)
     data = save(tensors, metadata={"confide": note, "sha256": _digest(tensors, note)})
@@ -68,9 +73,13 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged ({error}); restore it from a copy or start a new run") from error
     if _digest(tensors, labels["confide"]) != labels.get("sha256"):
         raise CheckpointError(f"{path}: damaged (its bytes do not match its SHA-256); restore it from a copy")
-    state = {name: value for name, value in tensors.items() if not name.startswith(WATCHED)}
-    watched = {name.removeprefix(WATCHED): tensors[name] for name in tensors.keys() - state.keys()}
-    return Checkpoint(int(note["round"]), state, note["meta"], watched)
+    watched, carried = _below(tensors, WATCHED), _below(tensors, CARRIED)
+    state = {name: value for name, value in tensors.items() if not name.startswith((WATCHED, CARRIED))}
+    return Checkpoint(int(note["round"]), state, note["meta"], watched, carried)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def atomic_write(path: Path, data: bytes) -> None:

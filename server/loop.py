@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -29,8 +29,9 @@ from privacy.release import Collector, Tally
 from server.checkpoint import Checkpoint
 from server.link import Link
 from server.odometer import Odometer
-from server.sampler import Sampler
+from server.sampler import CyclicCohort, Sampler
 from server.store import RunStore
+from server.turns import Carried, Charges, charged, events
 from server.unchanged import unchanged
 from strategies.base import State, Strategy
 
@@ -80,6 +81,7 @@ class Training:
         identity: what a checkpoint must agree on to be resumed (experiment's digest, data's fingerprint).
         watcher: looks at every released model, or None.
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
+        carried: what turns and correlated noise remember from round to round.
     """
 
     strategy: Strategy
@@ -100,14 +102,20 @@ class Training:
     identity: Mapping[str, str]
     watcher: Watcher | None = None
     ledgers: Sequence[Ledger] = ()
+    carried: Carried = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "carried", Carried(self.sampler, self.mechanisms, self.rounds))
 
     @property
     def event(self) -> Event:
-        """What one round costs a silo, known before the round."""
+        """What one round costs a silo, known before the round; where silos take turns, a round that pays."""
         return round_event(self.strategy, self.mechanisms, self.sampler)
 
     def cohort(self, round_: int) -> list[int]:
         """Who is asked in a round. For whoever knows that, amplification is void: secret noise has secret cohorts."""
+        if isinstance(self.sampler, CyclicCohort):  # Nothing amplifies turns, and all rounds must agree on them.
+            return self.sampler.draw(self.seed, round_)
         return self.sampler.draw_secretly() if self.noise.secret else self.sampler.draw(self.seed, round_)
 
 
@@ -162,11 +170,12 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
     Raises:
         StoreError: see `server.unchanged`.
     """
-    events = (training.event, *training.before)
-    checkpoint = unchanged(store, ledger, unit=UNIT, events=events, identity=training.identity, others=training.ledgers)
+    known = (*events(training.event), *training.before)
+    checkpoint = unchanged(store, ledger, unit=UNIT, events=known, identity=training.identity, others=training.ledgers)
     store.cut(checkpoint)
     if training.watcher is not None:
         training.watcher.restore(checkpoint.watched if checkpoint is not None else {})
+    training.carried.restore(*((checkpoint.round, checkpoint.carried) if checkpoint is not None else (0, {})))
     if checkpoint is None:
         link.recover(0)
         return 0, training.strategy.init(training.model, streams.generator(training.seed, "init"))
@@ -185,19 +194,24 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
     Raises:
         BudgetSpent: before a round that would pass the budget.
         Diverged: when the model is no longer finite.
+        TooSoon: before a round that would ask a silo sooner than its price allows.
     """
     done, state = resume(training, link, store, ledger)
     before = _before(training, ledger)
-    odometer = Odometer(training.event, training.neighbours, training.delta, training.rounds, training.budget, before)
+    rounds = charged(training.sampler, training.rounds)
+    odometer = Odometer(training.event, training.neighbours, training.delta, rounds, training.budget, before)
+    turns = Charges.of(training.event, training.sampler, ledger.counted(), UNIT)
     phases = Phases()
     for round_ in range(done + 1, training.rounds + 1):
-        charges = ledger.charges(UNIT) - len(before)
-        _afford(training, odometer, charges + 1, round_)
+        cohort, event = training.cohort(round_), turns.next(round_)
+        training.carried.admit(round_, cohort)
+        charges = ledger.charges(UNIT) + 1 - len(before) - turns.free
+        _afford(training, odometer, charges, round_)
         phases.begin()
-        entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)
+        entry = ledger.reserve(round_, event, unit=UNIT, neighbours=training.neighbours)
         phases.done("reserve")
-        state, row = _train(training, link, state, round_, training.cohort(round_), phases)
-        row["epsilon"] = odometer.after(charges + 1)
+        state, row = _train(training, link, state, round_, cohort, phases)
+        row["epsilon"] = odometer.after(charges)
         phases.done("account")
         row |= _evaluate(training, state, round_, phases)
         state = _commit(training, link, store, ledger, state, entry, row, phases)
@@ -215,7 +229,8 @@ def final_epsilon(training: Training, ledger: Ledger) -> Any:
 
 def _before(training: Training, ledger: Ledger) -> tuple[Event, ...]:
     """What the ledger holds that is no round: releases before round 1, and what a torn line may have been."""
-    return tuple(event for event in ledger.spent(UNIT) if event != training.event)
+    rounds = events(training.event)
+    return tuple(event for event in ledger.spent(UNIT) if event not in rounds)
 
 
 def _afford(training: Training, odometer: Odometer, charges: int, round_: int) -> None:
@@ -303,7 +318,7 @@ def _commit(
     link.stage()
     meta = {"ledger": head, "ledgers": heads, "identity": dict(training.identity), "line": line}
     watched = training.watcher.kept() if training.watcher is not None else {}
-    store.save(Checkpoint(entry.round, state, meta, watched))
+    store.save(Checkpoint(entry.round, state, meta, watched, training.carried.kept(entry.round)))
     link.commit(entry.round)
     ledger.commit(entry)
     store.append(line)

@@ -1,5 +1,7 @@
 """In which rounds canaries take part.
 
+Where silos take turns, canaries do, too.
+
 What a canary measures depends on it. By coins of the silos' rate it is as amplified as a silo, and compares with the
 run's epsilon. On a fixed schedule nothing amplifies: it compares with the unsampled Gaussian, and with that only.
 """
@@ -75,4 +77,26 @@ class Spread:
         return max(0, -((self.rounds - (round_ - 1) * total) // (2 * self.rounds)))
 
 
-Participation = Coins | Spread
+@dataclass(frozen=True)
+class InTurns:
+    """Canaries take turns as silos do, so that none is in more rounds than a silo, nor sooner again.
+
+    Attributes:
+        canaries: how many.
+        separation: groups, and rounds from a canary's turn to its next.
+    """
+
+    canaries: int
+    separation: int
+
+    @property
+    def expected(self) -> float:
+        """Canaries in a round, on average over a cycle: a constant."""
+        return self.canaries / self.separation
+
+    def drawn(self, round_: int) -> list[int]:
+        """The canaries of a round, in rising order."""
+        return list(range((round_ - 1) % self.separation, self.canaries, self.separation))
+
+
+Participation = Coins | Spread | InTurns

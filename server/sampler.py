@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from privacy import checks, streams
-from privacy.events import Event, FixedSize, Poisson, Sampled
+from privacy.events import Event, FixedSize, Poisson, Sampled, Turn
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,41 @@ class FullCohort:
         return inner
 
 
-Sampler = PoissonCohort | FixedCohort | FullCohort
+@dataclass(frozen=True)
+class CyclicCohort:
+    """Silos take turns: `separation` groups of near equal size, one after the other. Nothing of it is secret.
+
+    Of every `separation` silos in the order of their numbers one goes to each group, by the seed. So a silo's group
+    depends on the seed and its number alone: one silo more, or one that sends nothing, moves no other silo's turns.
+    """
+
+    separation: int
+    population: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.separation <= self.population:
+            raise ValueError(
+                f"cohort.separation: {self.separation} groups of {self.population} silos; give 1 to {self.population}"
+            )
+
+    @property
+    def expected(self) -> float:
+        """Silos in a round, on average over a cycle: a constant."""
+        return self.population / self.separation
+
+    def draw(self, seed: int, round_: int) -> list[int]:
+        """The group of a round, in rising order."""
+        blocks = -(-self.population // self.separation)
+        keys = streams.keys(streams.derive(seed, "groups"), np.arange(blocks))
+        groups = streams.permutations(keys, np.full(blocks, self.separation), self.separation).reshape(-1)
+        return np.flatnonzero(groups[: self.population] == (round_ - 1) % self.separation).tolist()
+
+    def event(self, inner: Event) -> Event:
+        """The price of a round that pays for its cycle; see `server.turns` for those that need not."""
+        return Turn(inner, charged=True)
+
+
+Sampler = PoissonCohort | FixedCohort | FullCohort | CyclicCohort
 
 
 def _secret_keys(silos: int) -> streams.Keys:

@@ -67,4 +67,4 @@ def identity(folder: Path) -> str:
 
 def charges(plan: Plan) -> list[Charge]:
     """All that a run of this plan can have reserved, for a line of its ledger that a crash tore."""
-    return [Charge(UNIT, plan.neighbours, event) for event in (plan.event, *plan.before)]
+    return [Charge(UNIT, plan.neighbours, event) for event in plan.events]

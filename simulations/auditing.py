@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from server.participation import Participation
     from simulations.planning import Plan
     from simulations.running import ActiveRun
-    from strategies.experiment import Audit, Experiment
+    from strategies.experiment import Experiment, Privacy
 
 FILE = "audit.json"
 VERSION = 1
@@ -54,11 +54,14 @@ class Record:
 
 def participation(experiment: Experiment, plan: Plan) -> Participation:
     """In which rounds the experiment's canaries take part."""
-    from server.participation import Coins, Spread
+    from server.participation import Coins, InTurns, Spread
+    from server.sampler import CyclicCohort
 
     audit = experiment.privacy.audit
     if audit.participation == "spread":
         return Spread(audit.canaries, audit.repeats, experiment.rounds)
+    if isinstance(plan.sampler, CyclicCohort):
+        return InTurns(audit.canaries, plan.sampler.separation)
     return Coins(audit.canaries, plan.sampler.expected / plan.sampler.population, experiment.seed)
 
 
@@ -67,17 +70,20 @@ def watcher(experiment: Experiment, size: int) -> MaximalCosines | None:
     from server.iterates import MaximalCosines
 
     canaries = experiment.privacy.audit.canaries
-    if not canaries or iterates_off(experiment.privacy.audit, size):
+    if not canaries or iterates_off(experiment.privacy, size):
         return None
     return MaximalCosines(canaries=canaries, size=size, seed=experiment.seed)
 
 
-def iterates_off(audit: Audit, size: int) -> str:
+def iterates_off(privacy: Privacy, size: int) -> str:
     """Why rounds are not scored; empty where they are."""
     from server.iterates import WORK_LIMIT, too_much_work
 
+    audit = privacy.audit
     if audit.iterates == "off":
         return "privacy.audit.iterates is off"
+    if privacy.silo is not None and privacy.silo.mechanism == "banded":
+        return "under banded noise a single step hides what sums of steps show, so its score says little"
     if too_much_work(audit.canaries, size):
         work = 2 * audit.canaries * size
         return f"scoring a round takes {work:,} numbers (2 x canaries x parameters), above the limit of {WORK_LIMIT:,}"
@@ -104,7 +110,7 @@ def audit(active: ActiveRun, predictor: Tensor, claimed: Mapping[str, Any]) -> d
     record = Record(
         final=score(change, seed=active.experiment.seed, canaries=settings.canaries),
         iterates=found.scores() if isinstance(found, MaximalCosines) else None,
-        iterates_off=iterates_off(settings, change.numel()),
+        iterates_off=iterates_off(active.experiment.privacy, change.numel()),
         delta=float(claimed["delta"]),
         claim=claim,
         compared_with=compared_with,

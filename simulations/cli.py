@@ -49,6 +49,7 @@ ERRORS = {
     ("simulations.report_run", "ReportError"): REFUSED,
     ("simulations.auditing", "AuditError"): REFUSED,
     ("server.loop", "Diverged"): FAILED,
+    ("server.turns", "TooSoon"): FAILED,
     ("simulations.engines.pool", "WorkerError"): FAILED,
 }
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from privacy.accountant import Bracket, Neighbours, epsilon, noise_multiplier_for
+from privacy.band import optimal
+from privacy.banded import MOST_NUMBERS, BandedSum
 from privacy.events import Composed, Event, Gaussian, Repeated
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
+from server import turns
 from server.loop import round_event
-from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
+from server.sampler import CyclicCohort, FixedCohort, FullCohort, PoissonCohort, Sampler
 from simulations import example_privacy, standardization
 from simulations.example_privacy import ExamplePlan
 from strategies.experiment import Cohort, Experiment
@@ -29,7 +33,8 @@ class Plan:
         noise_multiplier: of all channels together; None without privacy.
         neighbours: the relation that epsilon is for.
         delta: of epsilon; None without privacy.
-        event: what one round costs a silo.
+        rounds: of the run.
+        event: what one round costs a silo; where silos take turns, one that pays for its cycle.
         before: what is released before round 1 (moments to standardise with).
         cost: epsilon of all rounds; None without privacy.
         example: noise and price of single examples; None without example-level privacy.
@@ -40,14 +45,27 @@ class Plan:
     noise_multiplier: float | None
     neighbours: Neighbours
     delta: float | None
+    rounds: int
     event: Event
     before: tuple[Event, ...]
     cost: Bracket | None
     example: ExamplePlan | None = None
 
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All that the ledger of the run may hold."""
+        return (*turns.events(self.event), *self.before)
+
+    @property
+    def matrix(self) -> dict[str, str]:
+        """What a resumed run must agree on besides experiment and data: the matrix of correlated noise."""
+        found = {each.band.digest for each in self.mechanisms.values() if isinstance(each, BandedSum)}
+        return {"matrix of the noise": ", ".join(sorted(found))} if found else {}
+
     def after(self, rounds: int) -> Event:
-        """All that is released up to the end of a round."""
-        return Composed((*self.before, Repeated(self.event, rounds)))
+        """All that is released up to the end of a round; rounds above those of the run are attempts at it again."""
+        paid = turns.charged(self.sampler, min(rounds, self.rounds)) + max(0, rounds - self.rounds)
+        return Composed((*self.before, Repeated(self.event, paid)))
 
 
 def make_sampler(cohort: Cohort, population: int) -> Sampler:
@@ -61,6 +79,11 @@ def make_sampler(cohort: Cohort, population: int) -> Sampler:
             return FixedCohort(cohort.size, population)
         case "all":
             return FullCohort(population)
+        case "cyclic":
+            if cohort.separation is None or cohort.separation > population:
+                found = f"must be <= the {population} silos of the data, got {cohort.separation}"
+                raise ConfigError([f"cohort.separation: {found}"])
+            return CyclicCohort(cohort.separation, population)
 
 
 def plan(experiment: Experiment, population: int) -> Plan:
@@ -78,7 +101,8 @@ def plan(experiment: Experiment, population: int) -> Plan:
     if silo is None:
         exact: dict[str, Mechanism] = {name: ExactSum() for name in channels}
         event = round_event(experiment.strategy, exact, sampler)
-        return Plan(sampler, exact, None, "add_remove", None, event, (), None, example)
+        rounds = experiment.rounds
+        return Plan(sampler, exact, None, "add_remove", None, rounds, event, (), None, example)
     if not silo.allow_large_delta and not silo.delta * population < 1:
         limit = f"1 / silos = {1 / population:.4g}"
         raise ConfigError(
@@ -101,15 +125,46 @@ def plan(experiment: Experiment, population: int) -> Plan:
             )
 
     def schedule(noise: float) -> Event:
-        return Composed((*before, Repeated(sampler.event(Gaussian(noise)), experiment.rounds)))
+        paid = turns.charged(sampler, experiment.rounds)
+        return Composed((*before, Repeated(sampler.event(Gaussian(noise)), paid)))
 
     noise = silo.noise_multiplier
     if noise is None:
         assert silo.epsilon is not None  # The schema asks for one of the two.
         noise = noise_multiplier_for(silo.epsilon, silo.delta, schedule, neighbours=silo.neighbours)
     # Channels on one sample cost like one Gaussian of (sum z^-2)^-1/2: each gets its share of the same price.
-    share = GaussianSum(silo.clip_norm, noise * math.sqrt(len(channels)))
-    mechanisms: dict[str, Mechanism] = dict.fromkeys(channels, share)
+    share = noise * math.sqrt(len(channels))
+    mechanisms: dict[str, Mechanism] = {name: _sum(experiment, sampler, share) for name in channels}
     event = round_event(experiment.strategy, mechanisms, sampler)
-    unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None, example)
+    unpriced = Plan(
+        sampler, mechanisms, noise, silo.neighbours, silo.delta, experiment.rounds, event, before, None, example
+    )
     return replace(unpriced, cost=epsilon(unpriced.after(experiment.rounds), silo.delta, neighbours=silo.neighbours))
+
+
+def _sum(experiment: Experiment, sampler: Sampler, noise: float) -> GaussianSum:
+    """The mechanism of one channel; correlated noise remembers, so each channel has its own."""
+    silo = experiment.privacy.silo
+    assert silo is not None
+    if silo.mechanism == "gaussian":
+        return GaussianSum(silo.clip_norm, noise)
+    if not isinstance(sampler, CyclicCohort):  # The schema asks for it, too.
+        raise ConfigError(["privacy.silo.mechanism: banded noise has a price only with cohort.sampling: cyclic"])
+    return BandedSum(silo.clip_norm, noise, optimal(experiment.rounds, sampler.separation))
+
+
+def require_memory(plan: Plan, sizes: Mapping[str, int]) -> None:
+    """Refuses correlated noise that takes more than `MOST_NUMBERS`; `sizes` is of the vectors of each channel.
+
+    Raises:
+        ConfigError: too much.
+    """
+    banded = [(plan.mechanisms[name], size) for name, size in sizes.items()]
+    need = sum((each.band.bands - 1) * size for each, size in banded if isinstance(each, BandedSum))
+    if not need <= MOST_NUMBERS:
+        raise ConfigError(
+            [
+                f"privacy.silo.mechanism: banded keeps (separation - 1) x parameters = {need:,} numbers, above the "
+                f"limit of {MOST_NUMBERS:,}; lower cohort.separation, or use mechanism: gaussian"
+            ]
+        )

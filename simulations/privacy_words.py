@@ -37,8 +37,20 @@ def claim(run: Run) -> str:
     method = _METHODS.get(claimed["method"], claimed["method"])
     return (
         f"Claimed: ε lies between {lower} and {upper} ({method}); the upper end is what is proved. It covers "
-        f"{charged(run)}, with noise of {noise} times the clip norm of {clip}.{note}"
+        f"{charged(run)}, with noise of {noise} times the clip norm of {clip}.{_turns(run)}{note}"
     )
+
+
+def _turns(run: Run) -> str:
+    """How often a silo was in a round, and what its noise has to do with that of other rounds."""
+    cohort, silo = run.section("cohort"), run.section("privacy").get("silo") or {}
+    if cohort.get("sampling") != "cyclic":
+        return ""
+    times = -(-len(run.rows) // cohort["separation"])
+    words = f" A silo is in at most {times:,} of the rounds, at least {cohort['separation']} apart."
+    if silo.get("mechanism") == "banded":
+        words += " That noise is what a round adds; it also takes off much of what the rounds before it added."
+    return words
 
 
 def charged(run: Run) -> str:

@@ -84,8 +84,8 @@ def prepare(experiment: Experiment, *, table: Table | None = None, federation: F
     if federation is None:
         federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
-    plan = planning.plan(experiment, len(federation.train))
-    model = _model(experiment, federation)
+    plan, model = planning.plan(experiment, len(federation.train)), _model(experiment, federation)
+    planning.require_memory(plan, experiment.strategy.channels(model.start.numel()))
     if plan.example is not None:
         _has_example_gradients(experiment, federation, model)
     return Prepared(federation, plan, model)
@@ -175,13 +175,11 @@ class ActiveRun:
 
     @property
     def _identity(self) -> dict[str, str]:
-        return {"experiment": digest(self.experiment), "data": self.federation.fingerprint}
+        return {"experiment": digest(self.experiment), "data": self.federation.fingerprint, **self.plan.matrix}
 
     def _unchanged(self) -> Checkpoint | None:
-        events = (self.plan.event, *self.plan.before)
-        return unchanged(
-            self.store, self.ledger, unit=loop.UNIT, events=events, identity=self._identity, others=self._beside
-        )
+        known, beside = self.plan.events, self._beside
+        return unchanged(self.store, self.ledger, unit=loop.UNIT, events=known, identity=self._identity, others=beside)
 
     @property
     def _beside(self) -> tuple[Ledger, ...]:

@@ -121,6 +121,11 @@ def _secrecy(run: Run) -> str:
             f"The proof counts on nobody learning which {cohort.get('size')} of the {run.result['silos']:,} silos were "
             "in a round."
         )
+    if cohort.get("sampling") == "cyclic":
+        return (
+            f"Silos take turns {cohort.get('separation')} rounds apart, so no cohort has to stay secret; the proof "
+            "counts on the server asking nobody sooner, which it refuses to do."
+        )
     if cohort.get("sampling") == "all" or cohort.get("rate") == 1:
         return "Every silo is in every round, so no cohort has to stay secret."
     return (
@@ -197,6 +202,11 @@ def _not_covered(run: Run) -> Iterator[str]:
             "Files of this run: noise and cohorts came from the operating system and cannot be drawn again, but "
             "batches, canaries and the initial model follow from the seed in experiment.yaml."
         )
+        if (run.section("privacy").get("silo") or {}).get("mechanism") == "banded":
+            yield (
+                "The checkpoint, until the last round: the next round’s noise needs that of the last ones, so it is in "
+                "there, and takes the noise off their models. Delete the checkpoint of a run that will not go on."
+            )
     else:
         yield (
             "Simulated noise: cohorts and noise are drawn from the seed in experiment.yaml, so whoever knows it can "

@@ -11,7 +11,9 @@ from typing import Any
 from client.tables import Table
 from privacy.ledger import Ledger
 from server.loop import UNIT, Diverged
+from server.sampler import CyclicCohort
 from server.store import StoreError
+from server.turns import again
 from simulations.running import INTERRUPTED, ActiveRun, train
 from simulations.sweep import Sweep
 from simulations.sweep_choice import choose
@@ -100,5 +102,7 @@ def _begun(folder: Path, experiment: Experiment) -> bool:
 
 
 def _charges(active: ActiveRun) -> int:
-    """Rounds that the ledger charges, broken-off attempts included."""
+    """Rounds that the ledger charges, broken-off attempts included; turns are priced as if all were done."""
+    if isinstance(active.plan.sampler, CyclicCohort):
+        return active.plan.rounds + again(active.ledger.counted(), UNIT)
     return active.ledger.charges(UNIT) - len(active.plan.before)

@@ -68,9 +68,12 @@ class Data:
 class Cohort:
     """The silos of one round."""
 
-    sampling: Literal["poisson", "fixed", "all"] = key("poisson", help="each silo by a coin, a fixed number, or all")
+    sampling: Literal["poisson", "fixed", "all", "cyclic"] = key(
+        "poisson", help="each silo by a coin, a fixed number, all, or in turns"
+    )
     rate: float = key(1.0, above=0, at_most=1, help="poisson: chance that a silo is in a round")
     size: int | None = key(None, at_least=1, help="fixed: silos in a round")
+    separation: int | None = key(None, at_least=1, help="cyclic: groups, and rounds from a silo's turn to its next")
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,9 @@ class SiloPrivacy:
     clip_norm: float = key(above=0, help="largest L2 norm of an update")
     noise_multiplier: float | None = key(None, above=0, help="noise std / clip norm, on the sum; this or epsilon")
     epsilon: float | None = key(None, above=0, help="the whole run's epsilon, noise follows; this or noise_multiplier")
+    mechanism: Literal["gaussian", "banded"] = key(
+        "gaussian", help="noise of rounds: independent, or correlated so that it cancels in sums (sampling: cyclic)"
+    )
     delta: float = key(above=0, below=1, help="the delta of every epsilon that is reported")
     neighbours: Literal["add_remove", "zero_out", "replace"] = key("add_remove", help="what differs by one silo")
     allow_large_delta: bool = key(False, help="accept delta >= 1 / silos, which lets a silo be published whole")
@@ -125,7 +131,7 @@ class Audit:
     canaries: int = key(0, at_least=0, help="canary silos of the one-shot audit; 0: no audit")
     iterates: Literal["auto", "off"] = key("auto", help="also score every round's step, unless that is too much work")
     participation: Literal["bernoulli", "spread"] = key(
-        "bernoulli", help="canaries by coins of the silos' rate, or each exactly `repeats` times: never amplified"
+        "bernoulli", help="canaries as silos (coins of their rate, or turns), or each `repeats` times: never amplified"
     )
     repeats: int = key(1, at_least=1, help="spread: rounds that each canary is in")
     reference: Literal["start", "zero"] = key("start", help="score the final model minus the initial one, or itself")

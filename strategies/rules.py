@@ -16,6 +16,8 @@ from strategies.words import spell
 if TYPE_CHECKING:  # It imports torch.
     from strategies.base import Strategy
 
+MOST_BANDED_ROUNDS = 10_000  # As `privacy.band.MOST_ROUNDS`, which loads numpy.
+
 
 def _name_rules(name: str) -> Iterator[str]:
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name):  # It becomes a folder: no `../`, no hidden files.
@@ -49,6 +51,10 @@ def _cohort_rules(cohort: Cohort) -> Iterator[str]:
         yield "cohort.size: missing, sampling: fixed needs the number of silos in a round"
     if cohort.sampling != "fixed" and cohort.size is not None:
         yield f"cohort.size: found {cohort.size}, but only sampling: fixed uses it; remove it"
+    if cohort.sampling == "cyclic" and cohort.separation is None:
+        yield "cohort.separation: missing, sampling: cyclic needs the rounds from a silo's turn to its next"
+    if cohort.sampling != "cyclic" and cohort.separation is not None:
+        yield f"cohort.separation: found {cohort.separation}, but only sampling: cyclic uses it; remove it"
     if cohort.sampling != "poisson" and cohort.rate != 1:
         yield f"cohort.rate: found {cohort.rate}, but only sampling: poisson uses it; remove it"
 
@@ -56,6 +62,8 @@ def _cohort_rules(cohort: Cohort) -> Iterator[str]:
 def _size_rules(cohort: Cohort, data: Data) -> Iterator[str]:
     if cohort.size is not None and data.silos is not None and cohort.size > data.silos:
         yield f"cohort.size: must be <= data.silos = {data.silos}, got {cohort.size}"
+    if cohort.separation is not None and data.silos is not None and cohort.separation > data.silos:
+        yield f"cohort.separation: must be <= data.silos = {data.silos}, got {cohort.separation}"
 
 
 def _train_rules(train: Train) -> Iterator[str]:
@@ -80,6 +88,22 @@ def _privacy_rules(privacy: Privacy) -> Iterator[str]:
         yield f"privacy.audit.repeats: found {audit.repeats}, but only participation: spread uses it; remove it"
 
 
+def _banded(privacy: Privacy) -> bool:
+    return privacy.silo is not None and privacy.silo.mechanism == "banded"
+
+
+def _banded_rules(rounds: int, privacy: Privacy) -> Iterator[str]:
+    if not _banded(privacy):
+        return
+    if rounds > MOST_BANDED_ROUNDS:
+        yield f"rounds: banded noise is for up to {MOST_BANDED_ROUNDS} rounds, got {rounds}; use mechanism: gaussian"
+    if privacy.audit.participation == "spread":
+        yield (
+            "privacy.audit.participation: found 'spread', but banded noise has a price for turns only; use bernoulli, "
+            "by which canaries take turns, too"
+        )
+
+
 def _repeats_rules(rounds: int, privacy: Privacy) -> Iterator[str]:
     if privacy.audit.repeats > rounds:
         yield f"privacy.audit.repeats: must be <= rounds = {rounds}, got {privacy.audit.repeats}"
@@ -89,6 +113,11 @@ def _sampling_rules(cohort: Cohort, privacy: Privacy) -> Iterator[str]:
     # Adding a silo changes no cohort of fixed size: only relations that keep the number of silos have a price.
     if privacy.silo is not None and cohort.sampling == "fixed" and privacy.silo.neighbours == "add_remove":
         yield "privacy.silo.neighbours: cohorts of fixed size have no add_remove price; use neighbours: replace"
+    if _banded(privacy) and cohort.sampling != "cyclic":
+        yield (
+            f"privacy.silo.mechanism: banded noise has a price only where silos take turns, found sampling: "
+            f"{cohort.sampling}; use cohort: {{sampling: cyclic, separation: N}}, or mechanism: gaussian"
+        )
 
 
 def _delta_rules(privacy: Privacy, data: Data) -> Iterator[str]:
@@ -146,6 +175,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("privacy",), numbers_rules),
     (("privacy", "data"), lengths_rules),
     (("train", "privacy"), steps_rules),
+    (("rounds", "privacy"), _banded_rules),
     (("cohort", "privacy"), _sampling_rules),
     (("privacy", "data"), _delta_rules),
     (("budget", "privacy"), _budget_rules),

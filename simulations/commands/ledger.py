@@ -189,6 +189,8 @@ def _words(event: Mapping[str, Any]) -> str:
             return f"{_words(inner)}, each silo with chance {output.short(rate)}"
         case {"kind": "sampled", "sampler": {"size": size, "population": population}, "event": inner}:
             return f"{_words(inner)}, {size} of {population}"
+        case {"kind": "turn", "event": inner, "charged": charged}:
+            return f"{_words(inner)}, silos in turn" + ("" if charged else ", paid by the cycle's first round")
         case {"kind": "composed", "events": events}:
             return " and ".join(map(_words, events))
         case {"kind": "repeated", "event": inner, "times": times}:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 NAME = "plan"
 HELP = "say what an experiment will cost, without running it"
 PERCENT = (1, 10, 25, 50, 100)
+MEANING = "of what noise adds to sums of rounds: root mean square over all rounds, per coordinate and clip norm"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,20 +60,27 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     if silo is None or plan.noise_multiplier is None:
         return {"privacy": None}
     from privacy.accountant import epsilon
+    from privacy.banded import BandedSum
     from privacy.binomial import detectable
     from privacy.mechanism import GaussianSum
     from simulations import auditing
+    from simulations.noise_choice import choices, recommended
 
     audit = experiment.privacy.audit
     marks = sorted({max(1, round(experiment.rounds * percent / 100)) for percent in PERCENT})
     brackets = [(mark, epsilon(plan.after(mark), silo.delta, neighbours=plan.neighbours)) for mark in marks]
     canaries = auditing.participation(experiment, plan).expected
     share = next(mechanism for mechanism in plan.mechanisms.values() if isinstance(mechanism, GaussianSum))
+    compared = choices(plan)
     found = {
         "noise_multiplier": plan.noise_multiplier,
         "noise_follows_from_epsilon": silo.epsilon,
         "clip_norm": silo.clip_norm,
-        "noise_std_of_mean": share.noise_multiplier * silo.clip_norm / (plan.sampler.expected + canaries),
+        "mechanism": silo.mechanism,
+        # The noise of one round says little where rounds are correlated: see the comparison.
+        "noise_std_of_mean": None
+        if isinstance(share, BandedSum)
+        else share.noise_multiplier * silo.clip_norm / (plan.sampler.expected + canaries),
         "expected_canaries": canaries,
         "canaries": audit.canaries,
         "detectable": detectable(audit.canaries, silo.delta) if audit.canaries else None,
@@ -84,6 +92,8 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
             {"rounds": mark, "lower": output.finite(bracket.lower), "upper": output.finite(bracket.upper)}
             for mark, bracket in brackets
         ],
+        "comparison": [vars(choice) for choice in compared],
+        "recommended": recommended(compared),
     }
     return {"privacy": found | budget(experiment, prepared)}
 
@@ -119,9 +129,11 @@ def budget(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     if limit is None:
         return {}
     from server.odometer import Odometer
+    from server.turns import charged
 
-    odometer = Odometer(plan.event, plan.neighbours, limit.delta, experiment.rounds, limit.epsilon, plan.before)
-    within = sum(odometer.affords(charges) for charges in range(1, experiment.rounds + 1))
+    most = charged(plan.sampler, experiment.rounds)
+    odometer = Odometer(plan.event, plan.neighbours, limit.delta, most, limit.epsilon, plan.before)
+    within = sum(odometer.affords(charged(plan.sampler, round_)) for round_ in range(1, experiment.rounds + 1))
     return {"budget": limit.epsilon, "rounds_within_budget": within}
 
 
@@ -144,7 +156,7 @@ def describe(plan: dict[str, Any]) -> str:
     follows = f", the least that keeps epsilon {output.short(solved)}" if solved is not None else ""
     pairs += [
         ("noise multiplier", f"{output.short(private['noise_multiplier'])}{follows}"),
-        ("noise on the mean", f"std {output.short(private['noise_std_of_mean'])} per coordinate"),
+        *_noise(private),
         ("epsilon of", f"{output.RELATIONS[private['neighbours']]}, at delta {output.short(private['delta'])}"),
     ]
     if private["canaries"]:
@@ -156,7 +168,29 @@ def describe(plan: dict[str, Any]) -> str:
         lasts = f"{private['rounds_within_budget']} of {plan['rounds']} rounds"
         pairs.append(("budget", f"epsilon {output.short(private['budget'])} lasts for {lasts}"))
     lines = [[str(row["rounds"]), output.bracket(row["lower"], row["upper"])] for row in private["epsilon"]]
-    return f"{output.facts(pairs)}\n\n{output.table(['after round', 'epsilon'], lines, left=0)}{inside}"
+    told = f"{output.facts(pairs)}\n\n{output.table(['after round', 'epsilon'], lines, left=0)}"
+    return told + _comparison(private) + inside
+
+
+def _noise(private: dict[str, Any]) -> list[tuple[str, str]]:
+    if private["noise_std_of_mean"] is None:
+        return [("mechanism", "banded: noise that is correlated over rounds, so that it cancels in their sum")]
+    return [("noise on the mean", f"std {output.short(private['noise_std_of_mean'])} per coordinate")]
+
+
+def _comparison(private: dict[str, Any]) -> str:
+    """What other noise would do at the same epsilon; empty where every silo is in every round."""
+    choices = private["comparison"]
+    if not choices:
+        return ""
+    rows = [
+        [each["name"], *("-" if each[key] is None else output.short(each[key]) for key in ("noise_multiplier", "rmse"))]
+        for each in choices
+    ]
+    table = output.table(["at this epsilon", "noise multiplier", "error"], rows, left=1)
+    pairs = [(f"{each['name']} needs", each["needs"]) for each in choices]
+    facts = output.facts([*pairs, ("least error", str(private["recommended"])), ("error", MEANING)])
+    return f"\n\n{table}\n\n{facts}"
 
 
 def describe_examples(plan: dict[str, Any]) -> str:

@@ -288,8 +288,8 @@ def apart_from_the_attempt(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ("seconds", "epsilon")}
 
 
-def check(whole: Left, resumed: Left, *, extra: int, rounds: int = ROUNDS) -> None:
-    """The laws of a run that was killed and resumed: the same model, and at least what it cost."""
+def check(whole: Left, resumed: Left, *, extra: int, rounds: int = ROUNDS, paid: int | None = None) -> None:
+    """The laws of a run that was killed and resumed: the same model, and at least what it cost (`paid` rounds)."""
     assert resumed.result["model"]["sha256"] == whole.result["model"]["sha256"]
     assert resumed.result["metrics"] == whole.result["metrics"]
     for name in ("final", "iterates"):  # The largest cosines of all rounds are in the checkpoint.
@@ -300,7 +300,7 @@ def check(whole: Left, resumed: Left, *, extra: int, rounds: int = ROUNDS) -> No
     assert spent == sorted(spent)
     assert all(row["epsilon"] >= other["epsilon"] for row, other in zip(resumed.rows, whole.rows, strict=True))
     claimed = resumed.result["privacy"]["silo"]["epsilon_upper"]
-    assert claimed == spent[-1] == epsilon(Repeated(Gaussian(2.0), rounds + extra), 1e-3).upper
+    assert claimed == spent[-1] == epsilon(Repeated(Gaussian(2.0), (paid or rounds) + extra), 1e-3).upper
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +332,27 @@ def test_killed_at_any_seam_a_run_with_personal_state_ends_with_the_same_model(p
 @pytest.mark.parametrize(("strategy", "round_"), [("keepsake", 1), ("keepsake", ROUNDS), ("fedavg", KILLED)])
 def test_killed_at_any_seam_of_any_round(place: Place, strategy: str, round_: int) -> None:
     killed_at_every_seam(place, strategy, round_)
+
+
+def test_killed_where_it_matters_a_run_with_correlated_noise_ends_with_the_same_model(place: Place) -> None:
+    """Six silos in two groups, five rounds: three cycles, and one Gaussian more for each broken-off attempt."""
+    config = place.config("fedavg")
+    config["cohort"] = {"sampling": "cyclic", "separation": 2}
+    config["privacy"]["silo"]["mechanism"] = "banded"
+    config["engine"]["chunk"] = 1  # Three chunks a round.
+    names = [
+        "in the middle of the reserve",
+        "after the reserve",
+        "after the last chunk",
+        "before the checkpoint",
+        "after the rename",
+        "before the ledger's commit",
+    ]
+    jobs = [place.job(f"banded-{n}", config, [seam_of(name, KILLED), None]) for n, name in enumerate(names)]
+    place.go([place.job("whole-banded", config, [None]), *jobs])
+    for number, name in enumerate(names):
+        case, resumed = CASES[name], Left(place.path / f"banded-{number}")
+        check(Left(place.path / "whole-banded"), resumed, extra=int((case.paid and not case.done) or case.torn), paid=3)
 
 
 def test_the_personal_vectors_decide_the_model(place: Place) -> None:

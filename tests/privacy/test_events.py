@@ -15,6 +15,7 @@ from privacy.events import (
     Poisson,
     Repeated,
     Sampled,
+    Turn,
     from_json,
     gaussian_composed,
     to_json,
@@ -29,6 +30,7 @@ events = st.recursive(
     lambda inner: (
         st.builds(Sampled, samplers, inner)
         | st.builds(Repeated, inner, st.integers(0, 10**6))
+        | st.builds(Turn, inner, charged=st.booleans())
         | st.builds(Composed, st.lists(inner, max_size=3).map(tuple))
     ),
     max_leaves=6,
