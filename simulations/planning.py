@@ -159,8 +159,7 @@ def require_memory(plan: Plan, sizes: Mapping[str, int]) -> None:
     Raises:
         ConfigError: too much.
     """
-    banded = [(plan.mechanisms[name], size) for name, size in sizes.items()]
-    need = sum((each.band.bands - 1) * size for each, size in banded if isinstance(each, BandedSum))
+    need = remembered(plan, sizes)
     if not need <= MOST_NUMBERS:
         raise ConfigError(
             [
@@ -168,3 +167,9 @@ def require_memory(plan: Plan, sizes: Mapping[str, int]) -> None:
                 f"limit of {MOST_NUMBERS:,}; lower cohort.separation, or use mechanism: gaussian"
             ]
         )
+
+
+def remembered(plan: Plan, sizes: Mapping[str, int]) -> int:
+    """Numbers, of 8 bytes, of the noise of earlier rounds that the next one needs."""
+    mechanisms = [(plan.mechanisms[name], size) for name, size in sizes.items()]
+    return sum((each.band.bands - 1) * size for each, size in mechanisms if isinstance(each, BandedSum))

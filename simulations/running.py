@@ -127,7 +127,9 @@ class ActiveRun:
             # Everything that a config can get wrong comes before the folder: a refused run leaves nothing behind.
             prepared = prepare(experiment, table=table)
             self.federation, self.plan, self.model = prepared.federation, prepared.plan, prepared.model
-            require_room(folder, self.model.start.numel())
+            size = self.model.start.numel()
+            # Noise takes 8 bytes a number, twice while the checkpoint is replaced: as much as half so many parameters.
+            require_room(folder, size + planning.remembered(self.plan, experiment.strategy.channels(size)) // 2)
             self.store = opened.enter_context(closing(RunStore(folder, resume=resume)))
             if not resume:
                 self.store.begin(yaml_of(encode(experiment)))
