@@ -293,7 +293,7 @@ def check(whole: Left, resumed: Left, *, extra: int, rounds: int = ROUNDS) -> No
     assert resumed.result["model"]["sha256"] == whole.result["model"]["sha256"]
     assert resumed.result["metrics"] == whole.result["metrics"]
     for name in ("final", "iterates"):  # The largest cosines of all rounds are in the checkpoint.
-        assert resumed.scores[name] == whole.scores[name]
+        assert resumed.scores["silo"][name] == whole.scores["silo"][name]
     assert [apart_from_the_attempt(row) for row in resumed.rows] == [apart_from_the_attempt(row) for row in whole.rows]
     assert resumed.reserves == resumed.result["privacy"]["silo"]["charged_rounds"] == rounds + extra
     spent = [row["epsilon"] for row in resumed.rows]
