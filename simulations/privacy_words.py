@@ -128,8 +128,8 @@ def _example_measurement(run: Run, measured: Mapping[str, Any]) -> str:
     decay = train.get("learning_rate", 0.0) * train.get("weight_decay", 0.0)
     kept = share(train.get("momentum", 0.0), decay, train.get("steps") or 1)
     uneven = (
-        f" Momentum and weight decay weigh steps unevenly: canaries show at most {kept:.0%} of what they would in "
-        "plain steps."
+        f" Momentum and weight decay weigh steps unevenly: canaries show at most {math.ceil(100 * kept)}% of what they "
+        "would in plain steps."
         if kept < 0.995
         else ""
     )
