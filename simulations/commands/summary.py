@@ -57,7 +57,7 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     if example is not None:
         yield "epsilon of a row", _of_examples(example)
     for each in result["privacy"].get("measured_example") or []:
-        yield from _shown(each, f"row of silo {each['silo']}", "canary examples")
+        yield from _shown(each, f"measured, silo {each['silo']}", "canary examples")
     if claimed is None:
         none = "a whole silo has no privacy: its" if example is not None else "no privacy:"
         yield "epsilon claimed", f"{none} epsilon is infinite"
