@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from client.batches import Ints, Plan
 from client.examples import Examples
+from client.planted import Planted
 from client.poisson import poisson
 from client.private import PrivateTrainer
 from client.private_stacked import PrivateStackedTrainer
@@ -33,6 +34,7 @@ class DPSGD:
         fits: fits of a round that were priced.
         seed: of the experiment.
         secret: noise and batches come from the operating system, and no seed gives them again.
+        planted: canaries in the batches of some silos, or None.
 
     Raises:
         UnsupportedModel: nobody can tell the module's per-example gradients.
@@ -49,11 +51,12 @@ class DPSGD:
         fits: int,
         seed: int,
         secret: bool,
+        planted: Planted | None = None,
     ) -> None:
         if train.steps is None:
             raise ValueError("train.steps: missing, privacy.example charges a planned number of steps a round")
         self.silos, self.steps, self.fits, self.seed = tuple(silos), train.steps, fits, seed
-        self.secret = secret
+        self.secret, self.planted = secret, planted
         self.trainer: PrivateTrainer | PrivateStackedTrainer
         self.trainer = PrivateStackedTrainer(chain, train) if chain is not None else PrivateTrainer(module, task, train)
 
@@ -92,7 +95,7 @@ class DPSGD:
         rates = [self.silos[silo].rate for silo in silos]
         plan: Plan = poisson(starts, sizes, rates, self.steps, None if self.secret else keys)
         noise = [self._noise(round_, fit, silo) for silo in silos]
-        own = [self.silos[silo] for silo in silos]
+        own = [self._steps(round_, fit, silo) for silo in silos]
         trainer = self.trainer
         if isinstance(trainer, PrivateStackedTrainer):
             trained = trainer.fit(start, rows, plan, steps=own, noise=noise, correct=correct, record=record)
@@ -103,6 +106,10 @@ class DPSGD:
             )
         losses, trainer.losses = trainer.losses, []
         return trained, losses
+
+    def _steps(self, round_: int, fit: int, silo: int) -> NoisySteps:
+        own = self.silos[silo]
+        return own if self.planted is None else self.planted.join(own, silo, steps=self.steps, round_=round_, fit=fit)
 
     def _noise(self, round_: int, fit: int, silo: int) -> torch.Generator | SystemNoise:
         return SystemNoise() if self.secret else streams.generator(self.seed, "example noise", round_, fit, silo)

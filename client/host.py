@@ -12,6 +12,7 @@ from client.batches import Plan, plan
 from client.dpsgd import DPSGD
 from client.examples import Shards
 from client.personal import PersonalStore
+from client.planted import Planted
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
 from privacy import streams
@@ -39,6 +40,7 @@ class SiloHost:
         personal: personal vectors, or None for a strategy without.
         examples: noise, clip and rate of every silo's DP-SGD; None: examples have no privacy of their own.
         secret: their noise and batches come from the operating system, not from the seed.
+        planted: canary examples of some silos, or None; needs `personal` to keep what becomes of them.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class SiloHost:
         personal: PersonalStore | None,
         examples: Sequence[NoisySteps] | None = None,
         secret: bool = False,
+        planted: Planted | None = None,
     ) -> None:
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
         self.shards, self.held_out, self.metric = shards, held_out, shape.metric
@@ -63,7 +66,7 @@ class SiloHost:
         self.single = SingleTrainer(module, task, train)
         chain = task.stack(shape) if stacked else None
         self.stack = StackedTrainer(chain, train) if chain is not None else None
-        self.dpsgd = None
+        self.dpsgd, self.planted = None, planted
         if examples is not None:
             self.dpsgd = DPSGD(
                 examples,
@@ -74,6 +77,7 @@ class SiloHost:
                 fits=strategy.fits,
                 seed=seed,
                 secret=secret,
+                planted=planted,
             )
         self.channel_sizes = strategy.channels(self.single.layout.size)
 
@@ -93,6 +97,8 @@ class SiloHost:
             session = Session(self, group, instruction.round, record=record, training=True)
             update = self.strategy.local(session, instruction)
             out.add(update.channels, update.weight, group)
+            if self.planted is not None and self.personal is not None:
+                self.planted.keep(session.changes, self.personal)
             losses += session.losses
         if self.personal is not None:
             self.personal.forget([failure.silo for failure in out.failures])
@@ -133,6 +139,7 @@ class Session:
         self._stacked = (host.stack is not None) if stacked is None else stacked
         self._fits, self._training = 0, training
         self.losses: list[float] = []
+        self.changes: dict[int, Tensor] = {}
         self.state: MutableMapping[str, Tensor] = (
             host.personal.rows(self._silos, stacked=self._stacked) if host.personal is not None else {}
         )
@@ -178,6 +185,8 @@ class Session:
         )
         self._fits += 1
         self.losses += losses
+        if host.planted is not None:
+            host.planted.see(self.changes, self._silos, start, trained)
         return trained
 
     def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:

@@ -25,6 +25,7 @@ COVERAGE = 0.95
 FALSE_ALARM = 1e-4  # Chance that a run with the right noise sets off the alarm; half for each of its two tests.
 SOUND = 0.01  # A p-value below this says that unseen canaries do not follow their null.
 FITTED_LEAST = 1000  # Below so many canaries the error of a fitted spread, of either sign, drives the estimate up.
+LENGTH = 1e4  # Times the clip norm: the clip brings every canary to exactly the norm that its unit may have.
 _DRAWS = 500
 
 

@@ -12,14 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from privacy.audit import direction
+from privacy.audit import LENGTH, direction
 from privacy.mechanism import GaussianSum, Mechanism
 from privacy.release import Contributions, Partial
 from server.link import Link
 from server.participation import Participation
 from strategies.base import Evaluation, Instruction
 
-LENGTH = 1e4  # Times the clip norm: the clip brings every canary to exactly the norm that a silo may have.
 BLOCK = 64  # Canaries summed at a time at most: directions are regenerated, never stored whole.
 NUMBERS = 2**22  # Numbers in a block of directions: 32 MiB.
 

@@ -38,10 +38,27 @@ def alarm(measured: Measured) -> str:
     )
 
 
-def warn(measured: Measured | None) -> None:
-    """Says the alarm's line on stderr, where there is one."""
-    if measured is not None and measured["alarm"]:
-        print(f"confide: {alarm(measured)}", file=sys.stderr)
+def every(privacy: Mapping[str, Any]) -> list[Measured]:
+    """All that was measured, of silos and of single rows, from a result's `privacy`."""
+    silo, examples = privacy["measured"], privacy.get("measured_example") or []
+    return [*([silo] if silo is not None else []), *examples]
+
+
+def alarms(privacy: Mapping[str, Any]) -> bool:
+    """Whether any measurement contradicts its claim."""
+    return any(measured["alarm"] for measured in every(privacy))
+
+
+def warn(privacy: Mapping[str, Any]) -> None:
+    """Says the line of each alarm on stderr."""
+    for measured in every(privacy):
+        if measured["alarm"]:
+            print(f"confide: {alarm(measured)}", file=sys.stderr)
+
+
+def largest(privacy: Mapping[str, Any]) -> Measured | None:
+    """The measurement of single rows that shows most, of all audited silos."""
+    return max(privacy.get("measured_example") or [], key=lambda each: _finite(each["epsilon"]), default=None)
 
 
 def unsound(measured: Measured) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from strategies.experiment import Experiment, Privacy
 
 FILE = "audit.json"
-VERSION = 1
+VERSION = 2
 
 
 class AuditError(ValueError):
@@ -50,6 +50,19 @@ class Record:
     claim: float
     compared_with: str
     reference: str
+
+
+@dataclass(frozen=True)
+class Audited:
+    """All that was scored in a run.
+
+    Attributes:
+        silo: canary silos, against the final model; None where there were none.
+        examples: audited silo to its canary examples, against that silo's own change.
+    """
+
+    silo: Record | None
+    examples: Mapping[int, Record]
 
 
 def participation(experiment: Experiment, plan: Plan) -> Participation:
@@ -90,15 +103,25 @@ def iterates_off(privacy: Privacy, size: int) -> str:
     return ""
 
 
-def audit(active: ActiveRun, predictor: Tensor, claimed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Scores the final model, writes audit.json, and says what it means; None where there is nothing to score.
+def audit(active: ActiveRun, predictor: Tensor, claimed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Scores canaries, writes audit.json where there were any, and says what it means, as result.json holds it.
 
     Args:
         active: the run.
         predictor: its final model `(N,)`.
-        claimed: the claim, as result.json holds it.
+        claimed: the claim for silos, as result.json holds it; None without one.
     """
     from server.checkpoint import atomic_write
+    from simulations.example_audit import records
+
+    silo = None if claimed is None else _silo_record(active, predictor, claimed)
+    audited = Audited(silo, records(active))
+    if audited.silo is not None or audited.examples:
+        atomic_write(active.folder / FILE, encode(audited).encode())
+    return results(audited)
+
+
+def _silo_record(active: ActiveRun, predictor: Tensor, claimed: Mapping[str, Any]) -> Record | None:
     from server.iterates import MaximalCosines
 
     settings = active.experiment.privacy.audit
@@ -107,7 +130,7 @@ def audit(active: ActiveRun, predictor: Tensor, claimed: Mapping[str, Any]) -> d
     change = predictor - active.model.start if settings.reference == "start" else predictor
     found = active.training.watcher
     claim, compared_with = _claim(active, claimed)
-    record = Record(
+    return Record(
         final=score(change, seed=active.experiment.seed, canaries=settings.canaries),
         iterates=found.scores() if isinstance(found, MaximalCosines) else None,
         iterates_off=iterates_off(active.experiment.privacy, change.numel()),
@@ -116,8 +139,6 @@ def audit(active: ActiveRun, predictor: Tensor, claimed: Mapping[str, Any]) -> d
         compared_with=compared_with,
         reference=settings.reference,
     )
-    atomic_write(active.folder / FILE, encode(record).encode())
-    return measured(record)
 
 
 def _claim(active: ActiveRun, claimed: Mapping[str, Any]) -> tuple[float, str]:
@@ -134,6 +155,15 @@ def _claim(active: ActiveRun, claimed: Mapping[str, Any]) -> tuple[float, str]:
     return epsilon(Gaussian(equivalent), float(claimed["delta"])).upper, words
 
 
+def results(audited: Audited) -> dict[str, Any]:
+    """What all scores mean; None where nothing was scored."""
+    examples = [{"silo": silo} | measured(record) for silo, record in audited.examples.items()]
+    return {
+        "measured": None if audited.silo is None else measured(audited.silo),
+        "measured_example": examples or None,
+    }
+
+
 def measured(record: Record) -> dict[str, Any]:
     """What the scores mean, as plain values; None stands for infinity."""
     found = asdict(measure(record.final, delta=record.delta, claim=record.claim, iterates=record.iterates))
@@ -141,16 +171,21 @@ def measured(record: Record) -> dict[str, Any]:
     return {name: _plain(value) for name, value in found.items()}
 
 
-def encode(record: Record) -> str:
+def encode(audited: Audited) -> str:
     """The text of audit.json."""
+    silo = None if audited.silo is None else _coded(audited.silo)
+    examples = [{"silo": silo} | _coded(record) for silo, record in audited.examples.items()]
+    return json.dumps({"version": VERSION, "silo": silo, "examples": examples}, allow_nan=False) + "\n"
+
+
+def _coded(record: Record) -> dict[str, Any]:
     values = {name: getattr(record, name) for name in ("iterates_off", "delta", "compared_with", "reference")}
     scores = {"final": record.final, "iterates": record.iterates}
-    written: dict[str, Any] = {"version": VERSION, **values, "claim": _plain(record.claim)}
-    written |= {name: None if each is None else _scores(each) for name, each in scores.items()}
-    return json.dumps(written, allow_nan=False) + "\n"
+    written: dict[str, Any] = {**values, "claim": _plain(record.claim)}
+    return written | {name: None if each is None else _scores(each) for name, each in scores.items()}
 
 
-def read(folder: Path) -> Record:
+def read(folder: Path) -> Audited:
     """Reads audit.json of a run's folder.
 
     Raises:
@@ -158,7 +193,7 @@ def read(folder: Path) -> Record:
     """
     path = folder / FILE
     if not path.is_file():
-        raise AuditError(f"{path}: missing; audit a run with privacy.audit.canaries above 0 that did a round")
+        raise AuditError(f"{path}: missing; audit a run that had canaries (privacy.audit) and did a round")
     try:
         return _decode(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -166,9 +201,14 @@ def read(folder: Path) -> Record:
         raise AuditError(f"{path}: cannot be read ({reason}); restore it from a copy") from error
 
 
-def _decode(data: Mapping[str, Any]) -> Record:
+def _decode(data: Mapping[str, Any]) -> Audited:
     if data["version"] != VERSION:
         raise ValueError(f"version {data['version']!r}, this confide reads {VERSION}")
+    examples = {int(each["silo"]): _read_record(each) for each in data["examples"]}
+    return Audited(None if data["silo"] is None else _read_record(data["silo"]), examples)
+
+
+def _read_record(data: Mapping[str, Any]) -> Record:
     claim, delta = data["claim"], float(data["delta"])
     if not 0 < delta < 1:
         raise ValueError(f"delta {delta!r}")

@@ -19,6 +19,7 @@ from privacy.events import Composed, Event, Repeated
 from privacy.ledger import Charge, Ledger
 from privacy.steps import NoisySteps
 from strategies.experiment import ExamplePrivacy, Experiment
+from strategies.rules_audit import absent
 from strategies.rules_example import uneven
 from strategies.schema import ConfigError
 
@@ -67,13 +68,13 @@ def plan(experiment: Experiment, population: int) -> ExamplePlan | None:
     """Solves the noise of every silo; None without example-level privacy.
 
     Raises:
-        ConfigError: a list that has neither one number nor one per silo.
+        ConfigError: a list that has neither one number nor one per silo, or an audited silo that is not there.
         Unpriceable: no noise keeps an epsilon.
     """
     example = experiment.privacy.example
     if example is None:
         return None
-    problems = list(uneven(example, population))
+    problems = [*uneven(example, population), *absent(experiment.privacy, population)]
     if problems:
         raise ConfigError(problems)
     assert experiment.train.steps is not None  # The rules ask for it.
@@ -116,6 +117,11 @@ def claimed(plan: ExamplePlan, ledger: Ledger) -> dict[str, Any]:
         "steps": max((_steps(history) for history in histories), default=0),
         "per_silo": _percentiles(upper) if len(upper) > 1 and np.isfinite(upper).all() else None,
     }
+
+
+def spent_by(plan: ExamplePlan, ledger: Ledger, silo: int) -> Bracket:
+    """One silo's epsilon, recomputed from the silos' ledger."""
+    return _price(_history(ledger.spent_by(UNIT, [silo])[silo]), plan.delta)
 
 
 def _least_noise(example: ExamplePrivacy, target: float, rows: int, steps: int) -> float:

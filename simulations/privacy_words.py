@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simulations import audit_words
+from simulations.example_audit import share
 from simulations.report_run import Run
 from simulations.report_words import number, small
 
@@ -85,6 +86,8 @@ def examples(claimed: Mapping[str, Any]) -> str:
 
 def unmeasured(run: Run) -> str:
     """Why there is no measured epsilon."""
+    if run.claimed is None and run.example is not None:
+        return unmeasured_rows(run)
     if run.claimed is None:
         return "nothing to compare with: no privacy is claimed"
     if not run.section("privacy").get("audit", {}).get("canaries"):
@@ -116,6 +119,40 @@ def measurement(run: Run) -> str:
     )
 
 
+def unmeasured_rows(run: Run) -> str:
+    """Why there is no measured epsilon of a row."""
+    if not run.section("privacy").get("audit", {}).get("examples", {}).get("canaries"):
+        return "no canary examples took part (privacy.audit.examples.canaries: 0)"
+    return "no audited silo was asked, so canaries left no trace to measure"
+
+
+def example_measurements(run: Run) -> list[str]:
+    """The measured epsilon of a row, a paragraph per audited silo; why not, where there is none."""
+    if not run.measured_examples:
+        return [f"Not measured for rows: {unmeasured_rows(run)}."]
+    return [_example_measurement(run, measured) for measured in run.measured_examples]
+
+
+def _example_measurement(run: Run, measured: Mapping[str, Any]) -> str:
+    interval = f"{number(measured['lower'])} to {number(measured['upper'])}"
+    floor = number(least_shown(measured["canaries"], measured["delta"]), 2, "up")
+    train = run.section("train")
+    decay = train.get("learning_rate", 0.0) * train.get("weight_decay", 0.0)
+    kept = share(train.get("momentum", 0.0), decay, train.get("steps") or 1)
+    uneven = (
+        f" Momentum and weight decay weigh steps unevenly: canaries show at most {math.ceil(100 * kept)}% of what they "
+        "would in plain steps."
+        if kept < 0.995
+        else ""
+    )
+    return (
+        f"Measured for one row of silo {measured['silo']}, from all that its own steps changed: "
+        f"ε ≈ {number(measured['epsilon'])}, 95% interval {interval}, at δ = {small(measured['delta'])}. "
+        f"{audit_words.sentence(measured)} {measured['canaries']:,} canary examples could not have told an ε below "
+        f"{floor} from none at all.{uneven}"
+    )
+
+
 def least_shown(canaries: int, delta: float) -> float:
     """The epsilon at which the interval of a measurement would just leave 0 behind it.
 
@@ -129,10 +166,11 @@ def least_shown(canaries: int, delta: float) -> float:
 
 def warnings(run: Run) -> list[str]:
     """What is wrong with the measurement, or with the claim beside it."""
-    claimed, measured = run.claimed, run.measured
+    return [line for measured in audit_words.every(run.result["privacy"]) for line in _warnings(measured)]
+
+
+def _warnings(measured: audit_words.Measured) -> list[str]:
     found: list[str] = []
-    if claimed is None or measured is None:
-        return found
     if measured["alarm"]:
         found.append(f"{audit_words.alarm(measured)}. Do not trust the claim.")
     if audit_words.unsound(measured):

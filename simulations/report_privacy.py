@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulations import audit_words, privacy_words
@@ -18,8 +18,8 @@ def privacy_section(run: Run) -> Html:
     """Claim, measurement and epsilon over rounds."""
     heading = element("h2", {}, "Privacy")
     if run.claimed is None and run.example is not None:
-        texts = [privacy_words.NO_SILO_PRIVACY, privacy_words.examples(run.example)]
-        return element("section", {}, heading, *(element("p", {}, text) for text in texts))
+        texts = [privacy_words.NO_SILO_PRIVACY, *_of_examples(run, run.example)]
+        return element("section", {}, heading, *_paragraphs(texts, run))
     if run.claimed is None:
         return element("section", {}, heading, element("p", {}, privacy_words.NO_PRIVACY))
     if not run.claimed["charged_rounds"]:
@@ -27,11 +27,19 @@ def privacy_section(run: Run) -> Html:
     texts = [meaning(run.promised or run.claimed), privacy_words.claim(run), privacy_words.measurement(run)]
     if run.selection is not None:
         texts += privacy_words.chosen_words(run.selection, run.selection)
-    paragraphs = [element("p", {}, text) for text in texts]
-    paragraphs += [element("p", {"class": "warning"}, text) for text in privacy_words.warnings(run)]
-    paragraphs += [element("p", {}, privacy_words.examples(run.example))] if run.example is not None else []
+    texts += _of_examples(run, run.example) if run.example is not None else []
     charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
-    return element("section", {}, heading, *paragraphs, charts)
+    return element("section", {}, heading, *_paragraphs(texts, run), charts)
+
+
+def _of_examples(run: Run, claimed: Mapping[str, Any]) -> list[str]:
+    return [privacy_words.examples(claimed), *privacy_words.example_measurements(run)]
+
+
+def _paragraphs(texts: Sequence[str], run: Run) -> list[Html]:
+    """Texts, then what is wrong with a measurement."""
+    warnings = [element("p", {"class": "warning"}, text) for text in privacy_words.warnings(run)]
+    return [element("p", {}, text) for text in texts] + warnings
 
 
 def claimed_words(run: Run) -> tuple[str, str]:
@@ -51,11 +59,15 @@ def claimed_words(run: Run) -> tuple[str, str]:
 
 def measured_words(run: Run) -> tuple[str, str]:
     """The measured epsilon for the headline."""
-    measured = run.measured
+    row = audit_words.largest(run.result["privacy"])
+    measured = row if run.claimed is None else run.measured  # As the claim that it stands beside.
     if measured is None:
         return "–", privacy_words.unmeasured(run)
     interval = f"{number(measured['lower'])} to {number(measured['upper'])}"
-    return f"ε ≈ {number(measured['epsilon'])}", f"95% interval {interval}, from {measured['canaries']:,} canaries"
+    several = len(run.measured_examples)
+    most = f", the most of {several} silos" if several > 1 else ""
+    canaries = "canaries" if run.claimed is not None else f"canary examples in silo {measured['silo']}{most}"
+    return f"ε ≈ {number(measured['epsilon'])}", f"95% interval {interval}, from {measured['canaries']:,} {canaries}"
 
 
 def _comparison(claimed: Mapping[str, Any], measured: Mapping[str, Any] | None) -> Html:

@@ -63,6 +63,12 @@ class Run:
         return found
 
     @property
+    def measured_examples(self) -> Sequence[Mapping[str, Any]]:
+        """The measured epsilon of a row, of every audited silo."""
+        found: Sequence[Mapping[str, Any]] | None = self.result["privacy"].get("measured_example")
+        return found or ()
+
+    @property
     def selection(self) -> Mapping[str, Any] | None:
         """What choosing this run in a sweep cost; None where it was not chosen."""
         found: Mapping[str, Any] | None = self.result["privacy"].get("selection")

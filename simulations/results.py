@@ -82,7 +82,7 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
     if active.plan.example is not None and active.silo_ledger is not None:
         example = example_privacy.claimed(active.plan.example, active.silo_ledger)
     if silo is None:
-        return {"silo": None, "example": example, "measured": None, "cumulative": None}
+        return {"silo": None, "example": example, "cumulative": None} | auditing.audit(active, predictor, None)
     spent = final_epsilon(active.training, active.ledger)
     claimed = {
         "epsilon_lower": _number(spent.lower),
@@ -95,8 +95,8 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
         "clip_norm": silo.clip_norm,
         "charged_rounds": active.ledger.charges("silo"),
     }
-    measured = auditing.audit(active, predictor, claimed)
-    return {"silo": claimed, "example": example, "measured": measured, "cumulative": _cumulative(active)}
+    found = auditing.audit(active, predictor, claimed)
+    return {"silo": claimed, "example": example, "cumulative": _cumulative(active)} | found
 
 
 def _cumulative(active: ActiveRun) -> dict[str, Any] | None:

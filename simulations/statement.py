@@ -29,7 +29,7 @@ class Topic:
 
 def statement(run: Run) -> list[Topic]:
     """All that a reader must know before relying on a run's privacy."""
-    example = () if run.example is None else (Topic("Single examples", tuple(_examples(run.example))),)
+    example = () if run.example is None else (Topic("Single examples", tuple(_examples(run, run.example))),)
     if run.claimed is None:
         return [
             Topic("In short", (privacy_words.NO_SILO_PRIVACY if example else privacy_words.NO_PRIVACY,)),
@@ -80,8 +80,11 @@ def _unit(run: Run) -> Iterator[str]:
         yield NO_EXAMPLES
 
 
-def _examples(claimed: Mapping[str, Any]) -> Iterator[str]:
+def _examples(run: Run, claimed: Mapping[str, Any]) -> Iterator[str]:
     yield privacy_words.examples(claimed)
+    yield from privacy_words.example_measurements(run)
+    if run.claimed is None:  # Otherwise they stand under what was measured of silos.
+        yield from privacy_words.warnings(run)
     yield (
         "The noise is added inside the silo, step by step, so this holds against the server too, and against whoever "
         "sees single updates. It is another promise than the one for whole silos: the two are never added."

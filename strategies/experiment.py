@@ -125,6 +125,14 @@ class ExamplePrivacy:
 
 
 @dataclass(frozen=True)
+class ExampleAudit:
+    """Measuring what single silos leak of a row: canary examples in their batches."""
+
+    canaries: int = key(0, at_least=0, help="canary examples of each audited silo; 0: no such audit")
+    silos: tuple[int, ...] = key((0,), at_least=0, help="the audited silos, by number from 0; each is measured alone")
+
+
+@dataclass(frozen=True)
 class Audit:
     """Measuring what the run really leaks."""
 
@@ -135,6 +143,7 @@ class Audit:
     )
     repeats: int = key(1, at_least=1, help="spread: rounds that each canary is in")
     reference: Literal["start", "zero"] = key("start", help="score the final model minus the initial one, or itself")
+    examples: ExampleAudit = key(ExampleAudit(), help="the same for privacy.example, inside some silos")
 
 
 @dataclass(frozen=True)

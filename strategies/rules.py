@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train
+from strategies.rules_audit import alone_rules, audited_rules, planted_rules
 from strategies.rules_example import lengths_rules, numbers_rules, steps_rules
 from strategies.words import spell
 
@@ -174,6 +175,9 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("rounds", "privacy"), _repeats_rules),
     (("privacy",), numbers_rules),
     (("privacy", "data"), lengths_rules),
+    (("privacy",), planted_rules),
+    (("privacy", "data"), audited_rules),
+    (("privacy", "metrics"), alone_rules),
     (("train", "privacy"), steps_rules),
     (("rounds", "privacy"), _banded_rules),
     (("cohort", "privacy"), _sampling_rules),

@@ -393,7 +393,7 @@ MUTANTS = (
     Mutant(
         "alarm without an exit code",
         "simulations/commands/run.py",
-        'if measured is not None and measured["alarm"]:',
+        'if audit_words.alarms(outcome.result["privacy"]):',
         "if False:",
     ),
     Mutant(
@@ -673,6 +673,78 @@ MUTANTS = (
         "client/dpsgd.py",
         'streams.generator(self.seed, "example noise", round_, fit, silo)',
         'streams.generator(self.seed, "example noise", round_, fit)',
+    ),
+    Mutant(
+        "canary examples: no clip",
+        "client/planted.py",
+        "self.factors(torch.linalg.vector_norm(gradients, dim=1)) @ gradients",
+        "gradients.sum(0)",
+    ),
+    Mutant(
+        "canary examples: a clip of their own",
+        "client/planted.py",
+        "LENGTH * self.clip_norm * units",
+        "0.5 * self.clip_norm * units",
+    ),
+    Mutant(
+        "canary examples: in every batch",
+        "client/planted.py",
+        "[own.rate], steps, keys",
+        "[1.0], steps, keys",
+    ),
+    Mutant(
+        "canary examples: secret coins from the seed",
+        "client/planted.py",
+        "keys = None if self.secret else streams",
+        "keys = streams",
+    ),
+    Mutant(
+        "canary examples: no noise beside them",
+        "client/planted.py",
+        "return super().release(total, noise)",
+        "return total / self.batch",
+    ),
+    Mutant(
+        "canary examples: in every silo",
+        "client/planted.py",
+        "        if silo not in self.silos:\n            return own",
+        "        if not self.silos:\n            return own",
+    ),
+    Mutant(
+        "canary examples: the same in every silo",
+        "client/planted.py",
+        'streams.derive(seed, "example canaries", silo)',
+        'streams.derive(seed, "example canaries")',
+    ),
+    Mutant(
+        "canary examples: the last fit alone",
+        "client/planted.py",
+        "changes[silo] = changes[silo] + moved if silo in changes else moved",
+        "changes[silo] = moved",
+    ),
+    Mutant(
+        "canary examples: the last round alone",
+        "client/planted.py",
+        "own.get(CHANGE, torch.zeros(self.size)) + change",
+        "change",
+    ),
+    Mutant(
+        "canary examples: another silo's claim",
+        "simulations/example_audit.py",
+        "active.silo_ledger, silo).upper",
+        "active.silo_ledger, 0).upper",
+    ),
+    Mutant(
+        "canary examples: their alarm is not heard",
+        "simulations/audit_words.py",
+        "    return [*([silo] if silo is not None else []), *examples]",
+        "    return [*([silo] if silo is not None else [])]",
+    ),
+    Mutant(
+        "canary examples: unpriced under silo-level privacy",
+        "strategies/rules_audit.py",
+        'privacy.silo is not None and metrics.privacy == "strict"',
+        'privacy.silo is not None and metrics.privacy == "none"',
     ),
     Mutant(
         "examples: reserves not on the disk",

@@ -22,12 +22,10 @@ def execute(args: argparse.Namespace) -> int:
     """Prints the measurement; the exit code says whether it contradicts the claim."""
     from simulations import audit_words, auditing
 
-    measured = auditing.measured(auditing.read(args.run))
+    found = auditing.results(auditing.read(args.run))
     if args.format == "json":
-        print(output.document(measured))
+        print(output.document(found))
     else:
-        print(output.facts(list(audit_words.facts(measured))))
-    if not measured["alarm"]:
-        return OK
-    audit_words.warn(measured)
-    return ALARM
+        print("\n\n".join(output.facts(list(audit_words.facts(each))) for each in audit_words.every(found)))
+    audit_words.warn(found)
+    return ALARM if audit_words.alarms(found) else OK

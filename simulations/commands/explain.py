@@ -43,6 +43,7 @@ def execute(args: argparse.Namespace) -> int:
                     "claimed": run.claimed,
                     "selection": run.selection,
                     "measured": run.measured,
+                    "measured_example": list(run.measured_examples),
                     "statement": [{"topic": topic.title, "sentences": list(topic.sentences)} for topic in topics],
                     "warnings": remarks,
                 }

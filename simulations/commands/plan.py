@@ -31,7 +31,7 @@ def execute(args: argparse.Namespace) -> int:
     from simulations.running import prepare
 
     prepared = prepare(experiment, table=read_rows(args.dataset, experiment))
-    plan = size(experiment, prepared) | privacy(experiment, prepared) | examples(prepared)
+    plan = size(experiment, prepared) | privacy(experiment, prepared) | examples(experiment, prepared)
     print(output.document(plan) if args.format == "json" else describe(plan))
     return OK
 
@@ -98,11 +98,14 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     return {"privacy": found | budget(experiment, prepared)}
 
 
-def examples(prepared: Prepared) -> dict[str, Any]:
+def examples(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """Noise inside the silos and its price, for a silo that is asked in every round."""
     plan = prepared.plan.example
     if plan is None:
         return {"example": None}
+    from privacy.binomial import detectable
+
+    canaries = experiment.privacy.audit.examples.canaries
     marks = sorted({max(1, round(plan.rounds * percent / 100)) for percent in PERCENT})
     brackets = [(mark, plan.after(mark)) for mark in marks]
     return {
@@ -111,6 +114,8 @@ def examples(prepared: Prepared) -> dict[str, Any]:
             "clip_norm": plan.silos[0].clip_norm,
             "batch": plan.silos[0].batch,
             "steps_per_round": plan.steps,
+            "canaries": canaries,
+            "detectable": detectable(canaries, plan.delta) if canaries else None,
             "delta": plan.delta,
             "neighbours": brackets[-1][1].neighbours,
             "method": brackets[-1][1].method,
@@ -159,9 +164,7 @@ def describe(plan: dict[str, Any]) -> str:
         *_noise(private),
         ("epsilon of", f"{output.RELATIONS[private['neighbours']]}, at delta {output.short(private['delta'])}"),
     ]
-    if private["canaries"]:
-        shown = f"{private['canaries']} canaries can show epsilon {output.short(private['detectable'])} at most"
-        pairs.append(("audit", f"{shown} by counting; a larger claim they can hardly contradict"))
+    pairs += _audit(private, "canaries")
     if private["note"]:
         pairs.append(("note", private["note"]))
     if "budget" in private:
@@ -193,6 +196,13 @@ def _comparison(private: dict[str, Any]) -> str:
     return f"\n\n{table}\n\n{facts}"
 
 
+def _audit(plan: dict[str, Any], canaries: str) -> list[tuple[str, str]]:
+    if not plan["canaries"]:
+        return []
+    shown = f"{plan['canaries']} {canaries} can show epsilon {output.short(plan['detectable'])} at most"
+    return [("audit", f"{shown} by counting; a larger claim they can hardly contradict")]
+
+
 def describe_examples(plan: dict[str, Any]) -> str:
     """The example-level part of a plan in words."""
     least, most = plan["noise_multiplier"]["least"], plan["noise_multiplier"]["most"]
@@ -204,6 +214,7 @@ def describe_examples(plan: dict[str, Any]) -> str:
         ),
         ("noise multiplier", noise),
         ("epsilon of", f"adding or removing one row of the worst silo, at delta {output.short(plan['delta'])}"),
+        *_audit(plan, "canary examples"),
         *([("note", plan["note"])] if plan["note"] else []),
     ]
     lines = [[str(row["rounds"]), output.bracket(row["lower"], row["upper"])] for row in plan["epsilon"]]

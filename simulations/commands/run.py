@@ -151,7 +151,7 @@ def _train(args: argparse.Namespace, experiment: Experiment, folder: Path, *, re
         reason = error.strerror or str(error)
         raise StoreError(f"{error.filename or folder}: {reason}; mend that and go on with: {again}") from error
     _say_how_it_ended(outcome, again)
-    audit_words.warn(outcome.result["privacy"]["measured"])
+    audit_words.warn(outcome.result["privacy"])
     return outcome
 
 
@@ -173,9 +173,9 @@ def _say_how_it_ended(outcome: Outcome, again: str) -> None:
 
 def _ended(outcome: Outcome) -> int:
     """An interruption first, as there is more to come; then an alarm, which outweighs the budget."""
-    stopped, measured = outcome.result["stopped"], outcome.result["privacy"]["measured"]
+    stopped = outcome.result["stopped"]
     if stopped is not None and not stopped.startswith("budget"):
         return INTERRUPTED
-    if measured is not None and measured["alarm"]:
+    if audit_words.alarms(outcome.result["privacy"]):
         return ALARM
     return OK if stopped is None else BUDGET

@@ -56,6 +56,8 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     example = result["privacy"].get("example")
     if example is not None:
         yield "epsilon of a row", _of_examples(example)
+    for each in result["privacy"].get("measured_example") or []:
+        yield from _shown(each, f"measured, silo {each['silo']}", "canary examples")
     if claimed is None:
         none = "a whole silo has no privacy: its" if example is not None else "no privacy:"
         yield "epsilon claimed", f"{none} epsilon is infinite"
@@ -69,11 +71,15 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
         runs = f"{cumulative['runs']} run{'' if cumulative['runs'] == 1 else 's'}"
         yield "epsilon of data", f"{output.at_most(cumulative['epsilon_upper'])}, by {runs} with a budget on this data"
     if measured is not None:
-        interval = f"{output.short(measured['lower'])} to {output.short(measured['upper'])}"
-        words = f"{output.short(measured['epsilon'])}, 95% interval {interval}, from {measured['canaries']} canaries"
-        yield "epsilon measured", f"{words}. {audit_words.sentence(measured)}"
-        if audit_words.unsound(measured):
-            yield "warning", audit_words.unsound(measured)
+        yield from _shown(measured, "epsilon measured", "canaries")
+
+
+def _shown(measured: audit_words.Measured, name: str, canaries: str) -> Iterator[tuple[str, str]]:
+    interval = f"{output.short(measured['lower'])} to {output.short(measured['upper'])}"
+    words = f"{output.short(measured['epsilon'])}, 95% interval {interval}, from {measured['canaries']} {canaries}"
+    yield name, f"{words}. {audit_words.sentence(measured)}"
+    if audit_words.unsound(measured):
+        yield "warning", audit_words.unsound(measured)
 
 
 def _of_examples(claimed: Mapping[str, Any]) -> str:
@@ -95,7 +101,18 @@ def _bytes(sent: Mapping[str, Any]) -> str:
     return both if sent["ratio"] is None else f"{both}; {sent['ratio']:.2f} times the dense model both ways"
 
 
-COLUMNS = ("accuracy", "mse", "loss", "epsilon", "row epsilon", "measured", "bytes_up", "bytes_down", "seconds")
+COLUMNS = (
+    "accuracy",
+    "mse",
+    "loss",
+    "epsilon",
+    "row epsilon",
+    "measured",
+    "row measured",
+    "bytes_up",
+    "bytes_down",
+    "seconds",
+)
 
 
 def numbers(result: Result) -> dict[str, float | None]:
@@ -109,6 +126,9 @@ def numbers(result: Result) -> dict[str, float | None]:
         found["row epsilon"] = privacy["example"]["epsilon_upper"]
     if privacy["measured"] is not None:
         found["measured"] = privacy["measured"]["epsilon"]
+    row = audit_words.largest(privacy)
+    if row is not None:
+        found["row measured"] = row["epsilon"]
     return found | {"bytes_up": sent["bytes_up"], "bytes_down": sent["bytes_down"], "seconds": result["seconds"]}
 
 
@@ -150,7 +170,7 @@ def _cell(name: str, value: float | None) -> str:
         return f"{value:.1f}"
     if name in ("epsilon", "row epsilon"):
         return output.at_most(value)
-    return f"{value:.3f}" if name == "measured" else output.score(value)
+    return f"{value:.3f}" if name in ("measured", "row measured") else output.score(value)
 
 
 def seeds_table(results: Sequence[Result]) -> str:

@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from client.personal import PersonalStore
 from privacy.mechanism import Mechanism
 from privacy.release import Failure, Partial
 from simulations.data.federation import Federation
@@ -74,8 +73,7 @@ class PoolLink:
         federation.save(folder / "federation")
         self._instruction = folder / "instruction"
         self._slots = SumSlots(folder / "sums", slots=workers * SLOTS, sizes=experiment.strategy.channels(size))
-        sizes = experiment.strategy.personal(size)
-        self._personal = PersonalStore(personal, silos=self.population, sizes=sizes) if sizes else None
+        self._personal = setup.personal_store(experiment, built, personal, silos=self.population)
         order = {
             "experiment": encode(experiment),
             "folder": str(folder),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from client.host import SiloHost
 from client.personal import PersonalStore
+from client.planted import CHANGE, Planted
 from simulations.data.federation import Federation
 from simulations.example_privacy import noisy_steps
 from strategies.experiment import Experiment
@@ -56,7 +57,6 @@ def host(
     if (example is None) != (noise is None):
         raise ValueError("noise multipliers go with privacy.example, and without it there are none")
     built = model(experiment, federation)
-    sizes = experiment.strategy.personal(built.start.numel())
     return SiloHost(
         strategy=experiment.strategy,
         task=experiment.task,
@@ -67,10 +67,27 @@ def host(
         held_out=federation.test,
         seed=experiment.seed,
         stacked=experiment.engine.stacked == "auto",
-        personal=PersonalStore(personal, silos=len(federation.train), sizes=sizes) if sizes else None,
+        personal=personal_store(experiment, built, personal, silos=len(federation.train)),
         examples=None if example is None or noise is None else noisy_steps(example, noise),
         secret=experiment.privacy.noise == "system",
+        planted=_planted(experiment, built),
     )
+
+
+def personal_store(experiment: Experiment, built: Model, folder: Path, *, silos: int) -> PersonalStore | None:
+    """What silos keep between rounds, the changes of audited silos included; None where that is nothing."""
+    size = built.start.numel()
+    sizes = dict(experiment.strategy.personal(size))
+    if experiment.privacy.audit.examples.canaries:
+        sizes[CHANGE] = size
+    return PersonalStore(folder, silos=silos, sizes=sizes) if sizes else None
+
+
+def _planted(experiment: Experiment, built: Model) -> Planted | None:
+    audit, secret = experiment.privacy.audit.examples, experiment.privacy.noise == "system"
+    if not audit.canaries:
+        return None
+    return Planted(audit.canaries, audit.silos, size=built.start.numel(), seed=experiment.seed, secret=secret)
 
 
 def chunk(experiment: Experiment, built: Model) -> int:

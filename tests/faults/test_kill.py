@@ -293,7 +293,7 @@ def check(whole: Left, resumed: Left, *, extra: int, rounds: int = ROUNDS, paid:
     assert resumed.result["model"]["sha256"] == whole.result["model"]["sha256"]
     assert resumed.result["metrics"] == whole.result["metrics"]
     for name in ("final", "iterates"):  # The largest cosines of all rounds are in the checkpoint.
-        assert resumed.scores[name] == whole.scores[name]
+        assert resumed.scores["silo"][name] == whole.scores["silo"][name]
     assert [apart_from_the_attempt(row) for row in resumed.rows] == [apart_from_the_attempt(row) for row in whole.rows]
     assert resumed.reserves == resumed.result["privacy"]["silo"]["charged_rounds"] == rounds + extra
     spent = [row["epsilon"] for row in resumed.rows]
@@ -398,7 +398,8 @@ def test_a_fresh_interpreter_goes_on_where_one_was_killed(place: Place) -> None:
 
 def test_silos_killed_around_their_own_reserve_pay_for_every_attempt(place: Place) -> None:
     example = {"clip_norm": 1.0, "noise_multiplier": 1.5, "delta": 1e-3, "rows": 10, "batch": 5}
-    config = place.config("keepsake") | {"privacy": {"example": example}, "train": {"steps": 2}}
+    audit = {"examples": {"canaries": 4, "silos": [0, 5]}}  # In the first chunk and in the last.
+    config = place.config("keepsake") | {"privacy": {"example": example, "audit": audit}, "train": {"steps": 2}}
     around_it = [
         (Seam("Ledger", "reserve_each", "before", KILLED), 0),
         (Seam("Ledger", "reserve_each", "after", KILLED), 1),
@@ -409,12 +410,16 @@ def test_silos_killed_around_their_own_reserve_pay_for_every_attempt(place: Plac
     jobs = [place.job(f"silos-{n}", config, [seam, None]) for n, (seam, _) in enumerate(around_it)]
     place.go([place.job("silos", config, [None]), *jobs])
     step = Sampled(Poisson(0.5), Gaussian(1.5))
-    whole = Left(place.path / "silos").result
+    whole, scores = Left(place.path / "silos").result, Left(place.path / "silos").scores["examples"]
+    assert [each["silo"] for each in scores] == [0, 5]
     for number, (seam, extra) in enumerate(around_it):
         result = Left(place.path / f"silos-{number}").result
         assert result["model"]["sha256"] == whole["model"]["sha256"], seam
         spent = epsilon(Repeated(step, 2 * (ROUNDS + extra)), 1e-3).upper
         assert result["privacy"]["example"]["epsilon_upper"] == spent, seam
+        found = Left(place.path / f"silos-{number}").scores["examples"]
+        assert [each["final"] for each in found] == [each["final"] for each in scores], seam
+        assert all(each["claim"] == spent for each in found), seam
 
 
 @pytest.mark.integration

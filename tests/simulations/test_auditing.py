@@ -15,7 +15,7 @@ from privacy.accountant import epsilon
 from privacy.audit import score
 from privacy.events import Gaussian, Repeated
 from simulations import auditing
-from simulations.auditing import AuditError, measured, read
+from simulations.auditing import Audited, AuditError, Record, measured, read
 from simulations.cli import main
 from simulations.folders import reopen
 from simulations.running import ActiveRun, train
@@ -56,13 +56,20 @@ def go(config: Experiment, folder: Path, *, resume: bool = False, rounds: int | 
         return active.finish().result
 
 
+def silo_record(folder: Path) -> Record:
+    record = read(folder).silo
+    assert record is not None
+    return record
+
+
 def test_everything_is_recomputed_from_the_stored_scores(data: Path, tmp_path: Path, capsys: Any) -> None:
     result = go(experiment(data), tmp_path / "run")
     for path in (tmp_path / "run").iterdir():
         if path.name not in ("audit.json", "result.json", "experiment.yaml"):
             path.unlink()
     assert main(["audit", str(tmp_path / "run"), "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == result["privacy"]["measured"]
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {name: result["privacy"][name] for name in ("measured", "measured_example")}
     assert main(["audit", str(tmp_path / "run")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "neither an upper nor a lower bound" in said
@@ -123,7 +130,8 @@ def test_the_reference_is_the_start_or_zero(data: Path, tmp_path: Path) -> None:
             assert checkpoint is not None
             final = active.experiment.strategy.predictor(checkpoint.state)
             change = final - active.model.start if reference == "start" else final
-        np.testing.assert_array_equal(read(folder).final.seen, score(change, seed=0, canaries=CANARIES).seen)
+        found = silo_record(folder).final.seen
+        np.testing.assert_array_equal(found, score(change, seed=0, canaries=CANARIES).seen)
 
 
 def test_an_alarm_is_one_line_and_exit_code_4(
@@ -131,9 +139,9 @@ def test_an_alarm_is_one_line_and_exit_code_4(
 ) -> None:
     """The scores of a run, with canaries moved far from the null, as a run without noise would move them."""
     go(experiment(data), tmp_path / "run")
-    record = read(tmp_path / "run")
+    record = silo_record(tmp_path / "run")
     moved = replace(record, final=replace(record.final, seen=np.full(CANARIES, 0.9)))
-    (tmp_path / "run" / "audit.json").write_text(auditing.encode(moved))
+    (tmp_path / "run" / "audit.json").write_text(auditing.encode(Audited(moved, {})))
     assert main(["audit", str(tmp_path / "run")]) == 4
     error = capsys.readouterr().err
     assert error.startswith("confide: ALARM: canaries show epsilon ")
@@ -172,12 +180,12 @@ def test_the_named_configuration_alarms_without_noise_only(noise: bool) -> None:
         (lambda text: "", "audit.json: cannot be read"),
         (lambda text: text[:100], "audit.json: cannot be read"),
         (lambda text: "[]", "audit.json: cannot be read"),
-        (lambda text: text.replace('"version": 1', '"version": 2'), "version 2, this confide reads 1"),
+        (lambda text: text.replace('"version": 2', '"version": 1'), "version 1, this confide reads 2"),
         (lambda text: text.replace('"delta": 0.001', '"delta": 2'), "delta 2.0"),
         (lambda text: text.replace('"final"', '"finale"'), "'final' is missing"),
         (lambda text: text.replace('"seen": [', '"seen": [7.5, '), "seen must hold cosines"),
         (lambda text: text.replace('"seen": [', '"seen": ["a", '), "audit.json: cannot be read"),
-        (None, "audit.json: missing; audit a run with privacy.audit.canaries above 0"),
+        (None, "audit.json: missing; audit a run that had canaries"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(
@@ -203,7 +211,7 @@ def test_no_round_leaves_no_audit(data: Path, tmp_path: Path) -> None:
 
 def test_an_infinite_claim_survives_the_file(data: Path, tmp_path: Path) -> None:
     go(experiment(data), tmp_path / "run", rounds=1)
-    record = replace(read(tmp_path / "run"), claim=math.inf)
-    (tmp_path / "run" / "audit.json").write_text(auditing.encode(record))
-    assert read(tmp_path / "run").claim == math.inf
-    assert measured(read(tmp_path / "run"))["claim"] is None
+    record = replace(silo_record(tmp_path / "run"), claim=math.inf)
+    (tmp_path / "run" / "audit.json").write_text(auditing.encode(Audited(record, {})))
+    assert silo_record(tmp_path / "run").claim == math.inf
+    assert measured(silo_record(tmp_path / "run"))["claim"] is None

@@ -11,7 +11,9 @@ import torch
 
 from privacy import audit, gaussian
 from privacy.noise import SimulatedNoise
-from simulations.studies import alarm, iterates, one_shot_table
+from simulations.shipped import find
+from simulations.studies import alarm, canary_cost, iterates, one_shot_table
+from strategies.loading import load
 
 torch.set_num_threads(1)
 
@@ -50,6 +52,40 @@ def test_the_alarm_study_says_what_it_found(capsys: Any) -> None:
     said = capsys.readouterr().out
     assert "noise removed on purpose: alarm in 1 of 1 runs" in said
     assert "right noise:              alarm in 0 of 1 runs" in said
+
+
+def test_the_alarm_study_knows_examples_too(capsys: Any) -> None:
+    assert alarm.main(["--unit", "example", "--seeds", "1", "--canaries", "200", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["unit"], found["caught"], found["false_alarms"]) == ("example", 1, 0)
+
+
+def test_the_cost_of_canaries_is_of_paired_runs(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Accuracy .9, .8 without and .85, .79 with: differences -.05 and -.01, mean -.03, deviation .02 x 2^.5.
+    accuracy = {(0, "0"): 0.9, (1, "0"): 0.8, (0, "64"): 0.85, (1, "64"): 0.79}
+    runs: list[tuple[int, str]] = []
+
+    def fake(name: str, overrides: Any, seed: int) -> tuple[float, float]:
+        runs.append((seed, overrides[0].split("=")[1]))
+        return accuracy[runs[-1]], 1.0 + (runs[-1][1] == "64")
+
+    monkeypatch.setattr(canary_cost, "measured", fake)
+    variants = {"quickstart": {count: [f"privacy.audit.canaries={count}"] for count in ("0", "64")}}
+    monkeypatch.setattr(canary_cost, "VARIANTS", variants)
+    without, found = canary_cost.study("quickstart", seeds=2)
+    assert runs == [(0, "0"), (0, "0"), (0, "64"), (1, "0"), (1, "64")]  # The first is not counted.
+    assert found["accuracy_difference"] == {"mean": pytest.approx(-0.03), "std": pytest.approx(0.02 * 2**0.5)}
+    assert found["seconds_difference"] == {"mean": 1.0, "std": 0.0}
+    assert without["accuracy_difference"] == {"mean": 0.0, "std": 0.0}
+    runs.clear()
+    assert canary_cost.main(["--seeds", "2", "--experiment", "quickstart"]) == 0
+    assert "-0.0300 +- 0.0283" in capsys.readouterr().out
+
+
+def test_the_variants_of_the_cost_study_are_experiments() -> None:
+    for name, variants in canary_cost.VARIANTS.items():
+        for overrides in variants.values():
+            load(find(name), overrides)
 
 
 @pytest.mark.integration
