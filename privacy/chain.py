@@ -44,6 +44,7 @@ class Entry:
         run: who wrote it.
         torn: whether it stands for a line that was found torn, and so for what that line may have reserved.
         silos: whose units a reserve charges; empty where it charges those of all silos.
+        deal: what says which rows the silos of these numbers hold; empty in a ledger where they are always the same.
     """
 
     seq: int
@@ -56,6 +57,7 @@ class Entry:
     run: str = ""
     torn: bool = False
     silos: tuple[int, ...] = ()
+    deal: str = ""
 
 
 class Chain:
@@ -141,6 +143,8 @@ class Chain:
             record["torn"] = True
         if entry.silos:
             record["silos"] = list(entry.silos)
+        if entry.deal:
+            record["deal"] = entry.deal
         return _dump(record | {"check": check(record)})
 
     def record(self, entry: Entry, line: bytes) -> None:
@@ -215,8 +219,15 @@ def _entry(record: dict[str, Any]) -> Entry:
         record.get("reserve"),
         record["run"],
         record.get("torn", False) is True,
-        tuple(record.get("silos", ())),
+        _silos(record.get("silos", [])),
+        str(record.get("deal", "")),
     )
+
+
+def _silos(numbers: Any) -> tuple[int, ...]:
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"silos: expected numbers from 0 on, found {str(numbers)[:40]}")
+    return tuple(numbers)
 
 
 def _dump(record: dict[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -57,6 +58,11 @@ class Watcher(Protocol):
         ...
 
 
+def always(round_: int, cohort: Sequence[int]) -> AbstractContextManager[None]:
+    """Admits every round, for nothing."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Training:
     """What a run does, apart from who does it.
@@ -80,6 +86,7 @@ class Training:
         identity: what a checkpoint must agree on to be resumed (experiment's digest, data's fingerprint).
         watcher: looks at every released model, or None.
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
+        admit: is given a round and its cohort; a round is reserved inside of what it returns, or stopped by it.
     """
 
     strategy: Strategy
@@ -100,6 +107,7 @@ class Training:
     identity: Mapping[str, str]
     watcher: Watcher | None = None
     ledgers: Sequence[Ledger] = ()
+    admit: Callable[[int, Sequence[int]], AbstractContextManager[None]] = always
 
     @property
     def event(self) -> Event:
@@ -194,9 +202,11 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         charges = ledger.charges(UNIT) - len(before)
         _afford(training, odometer, charges + 1, round_)
         phases.begin()
-        entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)
+        cohort = training.cohort(round_)
+        with training.admit(round_, cohort):  # Both units are charged, or neither is and nobody is asked.
+            entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)
         phases.done("reserve")
-        state, row = _train(training, link, state, round_, training.cohort(round_), phases)
+        state, row = _train(training, link, state, round_, cohort, phases)
         row["epsilon"] = odometer.after(charges + 1)
         phases.done("account")
         row |= _evaluate(training, state, round_, phases)
