@@ -14,6 +14,7 @@ from privacy.chain import Entry
 from privacy.events import Composed, Event, Repeated
 
 History = frozenset[tuple[Event, int]]
+UNNAMED = -1  # Stands for the silos that no charge names.
 
 
 class Spending:
@@ -67,16 +68,17 @@ class Spending:
         """All that may have been charged to an example that is in this silo under this deal."""
         return self.within(silo, deal) + self.elsewhere(deal)
 
-    def histories(self) -> dict[History, list[tuple[str, int]]]:
-        """What the silos that charges name have spent, and which of them (deal and number) spent just that.
+    def histories(self) -> list[tuple[Counter[Event], list[tuple[str, int]]]]:
+        """What the silos that charges name have spent, each with the silos (deal and number) that spent just that.
 
-        Where a charge names none there is one more history under its deal, of silo -1: that of the silos not named.
+        Where a charge names none there is one more history under its deal, that of the silos UNNAMED.
         """
-        found: dict[History, list[tuple[str, int]]] = {}
+        found: dict[History, tuple[Counter[Event], list[tuple[str, int]]]] = {}
         for deal, silos in self.silos.items():
-            for silo in [*silos, *([-1] if self._all[deal] else [])]:
-                found.setdefault(history(self.of(silo, deal)), []).append((deal, silo))
-        return found
+            for silo in [*silos, *([UNNAMED] if self._all[deal] else [])]:
+                spent = self.of(silo, deal)
+                found.setdefault(history(spent), (spent, []))[1].append((deal, silo))
+        return list(found.values())
 
 
 def history(spent: Mapping[Event, int]) -> History:
@@ -85,15 +87,15 @@ def history(spent: Mapping[Event, int]) -> History:
 
 
 def event_of(spent: Iterable[tuple[Event, int]]) -> Event:
-    """A history as one event."""
+    """Events, and how often each, as one event."""
     return Composed(tuple(Repeated(event, times) for event, times in spent))
 
 
-def worst(histories: Iterable[History], delta: float, *, neighbours: Neighbours) -> Bracket:
-    """The price of the dearest history; that of nothing where there is none.
+def worst(spending: Spending, delta: float, *, neighbours: Neighbours) -> Bracket:
+    """The price of the silo that spent most; that of nothing where nothing was charged.
 
     Raises:
-        Unpriceable: one of them has no price.
+        Unpriceable: what some silo spent has no price.
     """
-    prices = [epsilon(event_of(each), delta, neighbours=neighbours) for each in histories]
+    prices = [epsilon(event_of(spent.items()), delta, neighbours=neighbours) for spent, _ in spending.histories()]
     return max(prices, key=lambda found: found.upper, default=epsilon(Composed(()), delta, neighbours=neighbours))
