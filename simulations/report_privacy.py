@@ -18,7 +18,7 @@ def privacy_section(run: Run) -> Html:
     """Claim, measurement and epsilon over rounds."""
     heading = element("h2", {}, "Privacy")
     if run.claimed is None and run.example is not None:
-        texts = [privacy_words.NO_SILO_PRIVACY, privacy_words.examples(run.example)]
+        texts = [privacy_words.NO_SILO_PRIVACY, *_examples(run)]
         return element("section", {}, heading, *(element("p", {}, text) for text in texts))
     if run.claimed is None:
         return element("section", {}, heading, element("p", {}, privacy_words.NO_PRIVACY))
@@ -29,9 +29,18 @@ def privacy_section(run: Run) -> Html:
         texts += privacy_words.chosen_words(run.selection, run.selection)
     paragraphs = [element("p", {}, text) for text in texts]
     paragraphs += [element("p", {"class": "warning"}, text) for text in privacy_words.warnings(run)]
-    paragraphs += [element("p", {}, privacy_words.examples(run.example))] if run.example is not None else []
+    paragraphs += [element("p", {}, text) for text in _examples(run)]
     charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
     return element("section", {}, heading, *paragraphs, charts)
+
+
+def _examples(run: Run) -> list[str]:
+    texts = [] if run.example is None else [privacy_words.examples(run.example)]
+    return (
+        texts
+        if run.cumulative_example is None
+        else [*texts, privacy_words.examples_of_all_runs(run.cumulative_example)]
+    )
 
 
 def claimed_words(run: Run) -> tuple[str, str]:

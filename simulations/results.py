@@ -102,10 +102,13 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
 
 def _cumulative(active: ActiveRun) -> dict[str, Any]:
     """What all runs with a budget have spent on this data set, of silos and of examples; None without that budget."""
-    found: dict[str, Any] = {}
-    for name, account in (("cumulative", active.account), ("cumulative_example", active.example_accounts)):
-        total = None if account is None else asdict(account.total())
-        found[name] = None if total is None else total | {"epsilon_upper": _number(total["epsilon_upper"])}
+    found: dict[str, Any] = {"cumulative": None, "cumulative_example": None}
+    if active.account is not None:
+        total = asdict(active.account.total())
+        found["cumulative"] = total | {"epsilon_upper": _number(total["epsilon_upper"])}
+    if active.example_accounts is not None:
+        total = asdict(active.example_accounts.total()) | {"all_silos": active.example_accounts.everyone}
+        found["cumulative_example"] = total | {"epsilon_upper": _number(total["epsilon_upper"])}
     return found
 
 

@@ -56,6 +56,12 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     example = result["privacy"].get("example")
     if example is not None:
         yield "epsilon of a row", _of_examples(example)
+    rows = result["privacy"].get("cumulative_example")
+    if rows is not None:
+        yield (
+            "rows, all runs",
+            f"{output.at_most(rows['epsilon_upper'])}, in the silo that spent most, by {_runs(rows)}",
+        )
     if claimed is None:
         none = "a whole silo has no privacy: its" if example is not None else "no privacy:"
         yield "epsilon claimed", f"{none} epsilon is infinite"
@@ -66,14 +72,17 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     yield "epsilon claimed", f"{value} at delta {output.short(claimed['delta'])}, for {relation}{note}"
     cumulative = result["privacy"].get("cumulative")
     if cumulative is not None:
-        runs = f"{cumulative['runs']} run{'' if cumulative['runs'] == 1 else 's'}"
-        yield "epsilon of data", f"{output.at_most(cumulative['epsilon_upper'])}, by {runs} with a budget on this data"
+        yield "epsilon of data", f"{output.at_most(cumulative['epsilon_upper'])}, by {_runs(cumulative)}"
     if measured is not None:
         interval = f"{output.short(measured['lower'])} to {output.short(measured['upper'])}"
         words = f"{output.short(measured['epsilon'])}, 95% interval {interval}, from {measured['canaries']} canaries"
         yield "epsilon measured", f"{words}. {audit_words.sentence(measured)}"
         if audit_words.unsound(measured):
             yield "warning", audit_words.unsound(measured)
+
+
+def _runs(cumulative: Mapping[str, Any]) -> str:
+    return f"{cumulative['runs']} run{'' if cumulative['runs'] == 1 else 's'} with a budget on this data"
 
 
 def _of_examples(claimed: Mapping[str, Any]) -> str:
