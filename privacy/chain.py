@@ -81,11 +81,13 @@ class Chain:
     def spent_by(self, unit: str, silos: Iterable[int]) -> dict[int, Counter[Event]]:
         """Silo to the events that count for its units, with how often; a reserve that names no silo counts for all."""
         found: dict[int, Counter[Event]] = {silo: Counter() for silo in silos}
+        everyone: Counter[Event] = Counter()
         for entry in self._spent.values():
             if entry.unit == unit and entry.event is not None:
-                for silo in entry.silos or found:
+                everyone[entry.event] += not entry.silos
+                for silo in entry.silos:
                     found.setdefault(silo, Counter())[entry.event] += 1
-        return found
+        return {silo: spent + everyone for silo, spent in found.items()}
 
     def counted(self) -> list[Entry]:
         """The reserves that count, of all units."""
