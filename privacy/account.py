@@ -72,6 +72,11 @@ class Account:
             self.close()
             raise
 
+    @property
+    def ledger(self) -> Ledger:
+        """The data set's, to be shared with the account of another unit."""
+        return self._ledger
+
     def reserve(self, round_: int, event: Event, /, *, unit: str, neighbours: str) -> None:
         """Charges a round to the data set; returns only when it is on the disk.
 
@@ -153,14 +158,16 @@ class Account:
 
     def _refusal(self, round_: int, spent: Counter[Event], event: Event) -> str:
         after = self._price(spent + Counter([event]))
-        others = Counter(
-            entry.run for entry in self._ledger.counted() if entry.unit == self.unit and entry.run != self.run
-        )
-        named = ", ".join(f"{'a torn line' if run == TORN else run} ({times})" for run, times in others.most_common(5))
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        since = f"; charged to this data set by other runs: {named}{more}" if others else ""
         return (
             f"round {round_} would bring epsilon of all runs on this data to "
             f"{'infinity' if math.isinf(after) else round(after, 4)}, above the budget of {self.budget}; "
-            f"stopped after round {max(round_ - 1, 0)}{since}"
+            f"stopped after round {max(round_ - 1, 0)}{by_others(self._ledger, self.unit, self.run)}"
         )
+
+
+def by_others(ledger: Ledger, unit: str, run: str) -> str:
+    """The end of a refusal that names the other runs; empty where there are none."""
+    others = Counter(entry.run for entry in ledger.counted() if entry.unit == unit and entry.run != run)
+    named = ", ".join(f"{'a torn line' if name == TORN else name} ({times})" for name, times in others.most_common(5))
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    return f"; charged to this data set by other runs: {named}{more}" if others else ""

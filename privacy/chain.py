@@ -44,6 +44,7 @@ class Entry:
         run: who wrote it.
         torn: whether it stands for a line that was found torn, and so for what that line may have reserved.
         silos: whose units a reserve charges; empty where it charges those of all silos.
+        deal: what says which rows the silos of these numbers hold; empty in a ledger where they are always the same.
     """
 
     seq: int
@@ -56,6 +57,7 @@ class Entry:
     run: str = ""
     torn: bool = False
     silos: tuple[int, ...] = ()
+    deal: str = ""
 
 
 class Chain:
@@ -79,11 +81,13 @@ class Chain:
     def spent_by(self, unit: str, silos: Iterable[int]) -> dict[int, Counter[Event]]:
         """Silo to the events that count for its units, with how often; a reserve that names no silo counts for all."""
         found: dict[int, Counter[Event]] = {silo: Counter() for silo in silos}
+        everyone: Counter[Event] = Counter()
         for entry in self._spent.values():
             if entry.unit == unit and entry.event is not None:
-                for silo in entry.silos or found:
+                everyone[entry.event] += not entry.silos
+                for silo in entry.silos:
                     found.setdefault(silo, Counter())[entry.event] += 1
-        return found
+        return {silo: spent + everyone for silo, spent in found.items()}
 
     def counted(self) -> list[Entry]:
         """The reserves that count, of all units."""
@@ -141,6 +145,8 @@ class Chain:
             record["torn"] = True
         if entry.silos:
             record["silos"] = list(entry.silos)
+        if entry.deal:
+            record["deal"] = entry.deal
         return _dump(record | {"check": check(record)})
 
     def record(self, entry: Entry, line: bytes) -> None:
@@ -215,8 +221,15 @@ def _entry(record: dict[str, Any]) -> Entry:
         record.get("reserve"),
         record["run"],
         record.get("torn", False) is True,
-        tuple(record.get("silos", ())),
+        _silos(record.get("silos", [])),
+        str(record.get("deal", "")),
     )
+
+
+def _silos(numbers: Any) -> tuple[int, ...]:
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"silos: expected numbers from 0 on, found {str(numbers)[:40]}")
+    return tuple(numbers)
 
 
 def _dump(record: dict[str, Any]) -> bytes:

@@ -8,12 +8,12 @@ under replace-one needs half of each, since it takes the sensitivity for one cli
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from privacy.chain import Entry
 from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Turn
+from privacy.spending import UNNAMED, Spending, event_of
 from privacy.terms import Unpriceable
 
 
@@ -45,18 +45,38 @@ def dp_event(event: Event) -> Any:
 
 
 def as_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """All that counts, a mapping for every unit and relation: `unit`, `neighbours`, and `event` as a named tuple."""
-    groups: dict[tuple[str, str], Counter[Event]] = {}
+    """All that counts, a mapping for every unit and relation: `unit`, `neighbours`, and `event` as a named tuple.
+
+    Where charges name silos, a mapping for all silos that spent the same, with their numbers in `silos` (and `deal`, if
+    charges name it); null stands for all silos that no charge names.
+    """
+    groups: dict[tuple[str, str], Spending] = {}
     for entry in entries:
         if entry.event is not None:
-            groups.setdefault((entry.unit, entry.neighbours), Counter())[entry.event] += 1
+            groups.setdefault((entry.unit, entry.neighbours), Spending()).add(entry)
     return [
         {
             "unit": unit,
             "neighbours": neighbours,
-            "event": _plain(dp_event(Composed(tuple(Repeated(*item) for item in counts.items()))).to_named_tuple()),
+            **whose,
+            "event": _plain(dp_event(event_of(spent.items())).to_named_tuple()),
         }
-        for (unit, neighbours), counts in groups.items()
+        for (unit, neighbours), spending in groups.items()
+        for spent, silos in spending.histories()
+        for whose in _whose(silos)
+    ]
+
+
+def _whose(silos: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    if list(silos) == [("", UNNAMED)]:
+        return [{}]
+    deals: dict[str, list[int]] = {}
+    for deal, silo in silos:
+        deals.setdefault(deal, []).append(silo)
+    return [
+        {"silos": None if numbers == [UNNAMED] else [each for each in numbers if each != UNNAMED]}
+        | ({"deal": deal} if deal else {})
+        for deal, numbers in deals.items()
     ]
 
 

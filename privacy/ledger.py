@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from privacy.chain import GENESIS, Chain, Entry, Head, Kind, LedgerError, Loaded, load, read
 from privacy.events import Event
@@ -62,7 +62,7 @@ class Ledger(Chain):
         self.path, self.run, self.dataset = path, run, dataset
         self._told, self._first = tuple(told), first
         self._end = 0  # Of the last line that was read or written.
-        self._broken = False
+        self._broken = self._held = False
         self._file = _opened(path)
         try:
             if not shared:
@@ -84,15 +84,16 @@ class Ledger(Chain):
         return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)
 
     def reserve_each(
-        self, round_: int, charges: Sequence[tuple[Event, Sequence[int]]], *, unit: str, neighbours: str
+        self, round_: int, charges: Sequence[tuple[Event, Sequence[int]]], *, unit: str, neighbours: str, deal: str = ""
     ) -> list[Entry]:
         """Writes down what a round will cost the units of some silos, a line per event and its silos.
 
         Returns only when all lines are on the disk; one wait for it does for all.
         """
+        same: dict[str, Any] = {"unit": unit, "neighbours": neighbours, "deal": deal}
         last = len(charges) - 1
         return [
-            self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event, silos=silos, hold=at < last)
+            self._append("reserve", round_, event=event, silos=silos, hold=at < last, **same)
             for at, (event, silos) in enumerate(charges)
         ]
 
@@ -106,13 +107,17 @@ class Ledger(Chain):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds a shared ledger alone, and knows what others have written to it meanwhile.
+        """Holds a shared ledger alone, and knows what others have written to it meanwhile; within itself it is free.
 
         Raises:
             LedgerError: held for a minute by another process, damaged, or replaced by another file.
         """
+        if self._held:  # Two accounts of one run look at the same lines, and are charged together or not at all.
+            yield
+            return
         self._wait()
         try:
+            self._held = True
             if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
                 raise LedgerError(f"{self.path}: was replaced while a run used it; restore it and resume the run")
             self._read()
@@ -120,6 +125,7 @@ class Ledger(Chain):
         except OSError as error:
             raise LedgerError(f"{self.path}: cannot be used ({error.strerror}); mend the disk or restore it") from error
         finally:
+            self._held = False
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
@@ -141,9 +147,11 @@ class Ledger(Chain):
         event: Event | None = None,
         reserve: int | None = None,
         silos: Sequence[int] = (),
+        deal: str = "",
         hold: bool = False,
     ) -> Entry:
-        entry = Entry(self.head.seq + 1, kind, round_, unit, neighbours, event, reserve, self.run, silos=tuple(silos))
+        seq, whose = self.head.seq + 1, tuple(silos)
+        entry = Entry(seq, kind, round_, unit, neighbours, event, reserve, self.run, silos=whose, deal=deal)
         line = self.line(entry, dataset=self.dataset)
         # A commit or a void that a crash takes back only overcounts, and the next reserve makes it durable too.
         self._write(line + b"\n", durable=kind == "reserve" and not hold)

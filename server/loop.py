@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -58,6 +59,11 @@ class Watcher(Protocol):
         ...
 
 
+def always(round_: int, cohort: Sequence[int]) -> AbstractContextManager[None]:
+    """Admits every round, for nothing."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Training:
     """What a run does, apart from who does it.
@@ -81,6 +87,7 @@ class Training:
         identity: what a checkpoint must agree on to be resumed (experiment's digest, data's fingerprint).
         watcher: looks at every released model, or None.
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
+        admit: is given a round and its cohort; a round is reserved inside of what it returns, or stopped by it.
         carried: what turns and correlated noise remember from round to round.
     """
 
@@ -102,6 +109,7 @@ class Training:
     identity: Mapping[str, str]
     watcher: Watcher | None = None
     ledgers: Sequence[Ledger] = ()
+    admit: Callable[[int, Sequence[int]], AbstractContextManager[None]] = always
     carried: Carried = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -208,7 +216,8 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         charges = ledger.charges(UNIT) + 1 - len(before) - turns.free
         _afford(training, odometer, charges, round_)
         phases.begin()
-        entry = ledger.reserve(round_, event, unit=UNIT, neighbours=training.neighbours)
+        with training.admit(round_, cohort):  # Both units are charged, or neither is and nobody is asked.
+            entry = ledger.reserve(round_, event, unit=UNIT, neighbours=training.neighbours)
         phases.done("reserve")
         state, row = _train(training, link, state, round_, cohort, phases)
         row["epsilon"] = odometer.after(charges)

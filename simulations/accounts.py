@@ -30,20 +30,15 @@ def ledger_of(fingerprint: str) -> Path:
 
 
 def open_account(experiment: Experiment, plan: Plan, folder: Path, *, fingerprint: str) -> Account | None:
-    """The data set's account, for a run with a budget; None for one without.
+    """The data set's account, for a run with a budget of silos; None for one without.
 
     Raises:
         LedgerError: the account's file cannot be used, or is for another relation.
     """
-    if experiment.budget is None or plan.delta is None:
+    if experiment.budget is None or experiment.budget.epsilon is None or plan.delta is None:
         return None
-    path = ledger_of(fingerprint)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise LedgerError(f"{path.parent}: cannot be made ({error.strerror}); set CONFIDE_HOME") from error
     return Account(
-        path,
+        place(fingerprint),
         run=identity(folder),
         dataset=fingerprint,
         unit=UNIT,
@@ -51,6 +46,20 @@ def open_account(experiment: Experiment, plan: Plan, folder: Path, *, fingerprin
         delta=plan.delta,
         budget=experiment.budget.epsilon,
     )
+
+
+def place(fingerprint: str) -> Path:
+    """The ledger of a data set, in a folder that is there.
+
+    Raises:
+        LedgerError: the folder cannot be made.
+    """
+    path = ledger_of(fingerprint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise LedgerError(f"{path.parent}: cannot be made ({error.strerror}); set CONFIDE_HOME") from error
+    return path
 
 
 def identity(folder: Path) -> str:

@@ -8,23 +8,25 @@ so a silo that is drawn less often spends less than its epsilon.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from privacy.accountant import Bracket, epsilon, noise_multiplier_for
-from privacy.events import Composed, Event, Repeated
+from privacy.accountant import Bracket, epsilon, noise_multiplier_for, upper_epsilon
+from privacy.events import Event, Repeated
 from privacy.ledger import Charge, Ledger
+from privacy.spending import History, event_of, history
 from privacy.steps import NoisySteps
 from strategies.experiment import ExamplePrivacy, Experiment
 from strategies.rules_audit import absent
-from strategies.rules_example import uneven
+from strategies.rules_example import uneven, uneven_budget
 from strategies.schema import ConfigError
 
-UNIT, NEIGHBOURS = "example", "add_remove"
-History = frozenset[tuple[Event, int]]
+UNIT = "example"
+NEIGHBOURS: Final = "add_remove"
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class ExamplePlan:
         steps: noisy steps of a silo in a round in which it is asked.
         rounds: of the run.
         delta: of epsilon.
+        budgets: epsilon that each silo's examples may spend in all runs; empty without such a budget.
     """
 
     silos: tuple[NoisySteps, ...]
     steps: int
     rounds: int
     delta: float
+    budgets: tuple[float, ...] = ()
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -61,7 +65,19 @@ class ExamplePlan:
     def after(self, rounds: int) -> Bracket:
         """The worst silo's epsilon after so many rounds, asked in all of them."""
         histories = {frozenset({(event, rounds)}) for event in self.events}
-        return max((_price(history, self.delta) for history in histories), key=lambda found: found.upper)
+        return max((_price(each, self.delta) for each in histories), key=lambda found: found.upper)
+
+    @property
+    def lasts(self) -> int | None:
+        """Rounds of this run alone in which every silo can be asked within its budget; None without a budget."""
+        least: list[int] = []
+        for event, budget in set(zip(self.events, self.budgets)):
+
+            def cost(rounds: int, event: Event = event) -> float:
+                return upper_epsilon(Repeated(event, rounds), self.delta, neighbours=NEIGHBOURS)
+
+            least.append(bisect_right(range(1, self.rounds + 1), budget, key=cost))
+        return min(least, default=None)
 
 
 def plan(experiment: Experiment, population: int) -> ExamplePlan | None:
@@ -74,7 +90,11 @@ def plan(experiment: Experiment, population: int) -> ExamplePlan | None:
     example = experiment.privacy.example
     if example is None:
         return None
-    problems = [*uneven(example, population), *absent(experiment.privacy, population)]
+    problems = [
+        *uneven(example, population),
+        *uneven_budget(experiment.budget, population),
+        *absent(experiment.privacy, population),
+    ]
     if problems:
         raise ConfigError(problems)
     assert experiment.train.steps is not None  # The rules ask for it.
@@ -88,7 +108,9 @@ def plan(experiment: Experiment, population: int) -> ExamplePlan | None:
         least = {each: _least_noise(example, *each, steps * experiment.rounds) for each in set(wanted)}
         noise = tuple(least[each] for each in wanted)
     silos = noisy_steps(example, noise)
-    return ExamplePlan(silos, steps, experiment.rounds, example.delta)
+    limit = experiment.budget.example if experiment.budget is not None else None
+    budgets = () if limit is None else _spread(limit.epsilon, population)
+    return ExamplePlan(silos, steps, experiment.rounds, example.delta, budgets)
 
 
 def noisy_steps(example: ExamplePrivacy, noise: Sequence[float]) -> tuple[NoisySteps, ...]:
@@ -100,28 +122,34 @@ def noisy_steps(example: ExamplePrivacy, noise: Sequence[float]) -> tuple[NoisyS
 def claimed(plan: ExamplePlan, ledger: Ledger) -> dict[str, Any]:
     """What result.json says of examples, recomputed from the silos' ledger: the worst silo, and the spread of all."""
     spent = ledger.spent_by(UNIT, range(len(plan.silos)))
-    histories = [_history(spent[silo]) for silo in range(len(plan.silos))]
-    prices = {history: _price(history, plan.delta) for history in set(histories)}
-    worst = max(prices.values(), key=lambda found: found.upper)
-    upper = [prices[history].upper for history in histories]
     return {
-        "epsilon_lower": _number(worst.lower),
-        "epsilon_upper": _number(worst.upper),
-        "delta": plan.delta,
-        "neighbours": worst.neighbours,
-        "method": worst.method,
-        "note": worst.note,
+        **priced([history(spent[silo]) for silo in range(len(plan.silos))], plan.delta),
         "noise_multiplier": {"least": min(plan.noise), "most": max(plan.noise)},
         "clip_norm": plan.silos[0].clip_norm,
         "batch": plan.silos[0].batch,
-        "steps": max((_steps(history) for history in histories), default=0),
+    }
+
+
+def priced(histories: Sequence[History], delta: float) -> dict[str, Any]:
+    """What follows from the silos' histories alone, one for each silo."""
+    prices = {each: _price(each, delta) for each in set(histories)}
+    worst = max(prices.values(), key=lambda found: found.upper)
+    upper = [prices[each].upper for each in histories]
+    return {
+        "epsilon_lower": _number(worst.lower),
+        "epsilon_upper": _number(worst.upper),
+        "delta": delta,
+        "neighbours": worst.neighbours,
+        "method": worst.method,
+        "note": worst.note,
+        "steps": max((_steps(each) for each in histories), default=0),
         "per_silo": _percentiles(upper) if len(upper) > 1 and np.isfinite(upper).all() else None,
     }
 
 
 def spent_by(plan: ExamplePlan, ledger: Ledger, silo: int) -> Bracket:
     """One silo's epsilon, recomputed from the silos' ledger."""
-    return _price(_history(ledger.spent_by(UNIT, [silo])[silo]), plan.delta)
+    return _price(history(ledger.spent_by(UNIT, [silo])[silo]), plan.delta)
 
 
 def _least_noise(example: ExamplePrivacy, target: float, rows: int, steps: int) -> float:
@@ -135,17 +163,13 @@ def _spread(values: Sequence[Any], population: int) -> tuple[Any, ...]:
     return tuple(values) * population if len(values) == 1 else tuple(values)
 
 
-def _history(spent: Mapping[Event, int]) -> History:
-    return frozenset(spent.items())
+def _price(spent: History, delta: float) -> Bracket:
+    return epsilon(event_of(spent), delta, neighbours=NEIGHBOURS)
 
 
-def _price(history: History, delta: float) -> Bracket:
-    return epsilon(Composed(tuple(Repeated(event, times) for event, times in history)), delta)
-
-
-def _steps(history: History) -> int:
+def _steps(spent: History) -> int:
     """Noisy steps in a history, whose events are all repeated steps."""
-    return sum(event.times * times for event, times in history if isinstance(event, Repeated))
+    return sum(event.times * times for event, times in spent if isinstance(event, Repeated))
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:

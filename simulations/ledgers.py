@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from privacy.accountant import Bracket, Neighbours, epsilon
-from privacy.chain import Chain, Entry, Head, LedgerError, Loaded, load
-from privacy.checks import open_unit
-from privacy.events import Composed, Event, Repeated
+from privacy.chain import Chain, Head, LedgerError, Loaded, load
 from privacy.terms import Unpriceable
+from simulations.ledger_claims import contradiction, groups, price
 
-CLOSE = 1e-9  # The same code prices the same events; only another version of a library rounds differently.
+MAIN, SILOS = "ledger.jsonl", "silos-ledger.jsonl"
+UNITS = ("silo", "example")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,8 @@ class Verdict:
         head: the last whole line.
         charges: reserves that count, by unit.
         torn: whether the last line is torn.
-        epsilon: upper bound by unit and relation, as the whole file has it; None where no delta is known.
+        epsilon: upper bound by unit and relation, as the whole file has it, where a delta is known; examples': of the
+            silo that spent most.
     """
 
     ledger: Path
@@ -71,55 +70,37 @@ class Verdict:
     head: Head
     charges: Mapping[str, int]
     torn: bool
-    epsilon: Mapping[str, float] | None
+    epsilon: Mapping[str, float]
 
 
-def find(path: Path) -> Place:
-    """The ledger that a path means: a run's folder, or a ledger's file.
+def find(path: Path) -> list[Place]:
+    """The ledgers that a path means: those of a run's folder, or a ledger's file.
 
     Raises:
         LedgerError: neither.
     """
     if path.is_file():
-        return Place(path, None)
-    if not (path / "ledger.jsonl").is_file():
+        return [Place(path, None)]
+    if not (path / MAIN).is_file():
         raise LedgerError(f"{path}: holds no ledger; give the folder of a run, or a ledger's file")
-    return Place(path / "ledger.jsonl", path)
+    promised = (path / "experiment.yaml").is_file() and _privacy(path).get("example") is not None
+    silos = [Place(path / SILOS, path)] if promised or (path / SILOS).exists() else []  # Missing is damaged too.
+    return [Place(path / MAIN, path), *silos]
 
 
-def delta_of(place: Place) -> float | None:
-    """The delta that a run reports epsilon at; None for a ledger alone, and without privacy."""
-    if place.run is None or not (place.run / "experiment.yaml").is_file():
-        return None
+def _privacy(run: Path) -> Mapping[str, Any]:
     from strategies.yaml_text import read_yaml
 
-    silo = (read_yaml(place.run / "experiment.yaml").get("privacy") or {}).get("silo")
-    return None if silo is None else float(silo["delta"])
-
-
-def groups(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[Event, list[Entry]]]:
-    """Reserves by unit and relation, and then by event."""
-    found: dict[tuple[str, str], dict[Event, list[Entry]]] = {}
-    for entry in entries:
-        if entry.event is not None:
-            found.setdefault((entry.unit, entry.neighbours), {}).setdefault(entry.event, []).append(entry)
+    found: Mapping[str, Any] = read_yaml(run / "experiment.yaml").get("privacy") or {}
     return found
 
 
-def price(events: Mapping[Event, Sequence[Entry]], delta: float, *, neighbours: str) -> Bracket:
-    """What all entries of a unit and relation cost.
-
-    Raises:
-        Unpriceable: some event has no price under the relation, or nobody knows the relation.
-    """
-    open_unit(delta=delta)
-    history = Composed(tuple(Repeated(event, len(entries)) for event, entries in events.items()))
-    try:
-        return epsilon(history, delta, neighbours=cast(Neighbours, neighbours))
-    except Unpriceable:
-        raise
-    except ValueError as error:
-        raise Unpriceable(str(error)) from error
+def deltas_of(place: Place) -> dict[str, float]:
+    """The deltas that a run reports epsilon at, by unit; none for a ledger alone, and without privacy."""
+    if place.run is None or not (place.run / "experiment.yaml").is_file():
+        return {}
+    privacy = _privacy(place.run)
+    return {unit: float(privacy[unit]["delta"]) for unit in UNITS if privacy.get(unit) is not None}
 
 
 def verify(place: Place, delta: float | None = None) -> Verdict:
@@ -127,25 +108,22 @@ def verify(place: Place, delta: float | None = None) -> Verdict:
 
     Args:
         place: of the ledger.
-        delta: to price a ledger alone at.
+        delta: to price at; None for those of the run.
     """
     seen = list(_seen(place))  # Before the ledger: a run that is under way only adds lines to it.
     try:
         loaded = load(place.ledger)
     except LedgerError as error:
-        return Verdict(place.ledger, (str(error),), ("lines",), Head(), {}, False, None)
+        return Verdict(place.ledger, (str(error),), ("lines",), Head(), {}, False, {})
     chain, problems, checked = loaded.chain, list(_torn(place, loaded)), ["lines", "chain"]
     for name, problem in (found for one in seen for found in _compared(place.ledger, chain, one)):
         checked.append(name)
         problems += [problem] if problem else []
-    delta = delta if delta is not None else delta_of(place)
-    spent: dict[str, float] | None = None
+    deltas, spent = deltas_of(place), dict[str, float]()
     try:
-        if delta is not None:
-            spent = {
-                f"{unit}/{neighbours}": price(events, delta, neighbours=neighbours).upper
-                for (unit, neighbours), events in groups(chain.counted()).items()
-            }
+        for (unit, neighbours), entries in groups(chain.counted()).items():
+            if (own := delta if delta is not None else deltas.get(unit)) is not None:
+                spent[f"{unit}/{neighbours}"] = price(entries, own, neighbours=neighbours).upper
     except Unpriceable as error:
         problems.append(f"{place.ledger}: {error}")
     counts = Counter(entry.unit for entry in chain.counted())
@@ -169,20 +147,33 @@ def _seen(place: Place) -> Iterator[Seen]:
         from server.checkpoint import CheckpointError, read
 
         try:
-            yield Seen("checkpoint", "the checkpoint", _head(read(path).meta["ledger"]))
+            yield Seen("checkpoint", "the checkpoint", _head(read(path).meta, place))
         except (CheckpointError, ValueError, KeyError, TypeError) as error:
-            yield Seen("checkpoint", "the checkpoint", problem=str(error))
+            yield Seen("checkpoint", "the checkpoint", problem=_unread(path, error))
     path = place.run / "result.json"
     if path.is_file():
         try:
             result = json.loads(path.read_bytes())
-            yield Seen("result.json", "result.json", _head(result["ledger"]), result["privacy"]["silo"])
+            yield Seen("result.json", "result.json", _head(result, place), _claimed(result, place))
         except (ValueError, KeyError, TypeError) as error:
             yield Seen("result.json", "result.json", problem=f"{path}: not the result of a run ({error!r})")
 
 
-def _head(data: Mapping[str, Any]) -> Head:
-    return Head(int(data["seq"]), str(data["hash"]))
+def _unread(path: Path, error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{path}: does not say which line it saw ({error!r})"
+
+
+def _head(data: Mapping[str, Any], place: Place) -> Head:
+    """The last line of a ledger that a checkpoint's notes, or a result, saw."""
+    seen = data["ledger"] if place.ledger.name == MAIN else data["ledgers"][place.ledger.name]
+    return Head(int(seen["seq"]), str(seen["hash"]))
+
+
+def _claimed(result: Mapping[str, Any], place: Place) -> Mapping[str, Any] | None:
+    if place.ledger.name == MAIN:
+        silo: Mapping[str, Any] | None = result["privacy"]["silo"]
+        return silo
+    return {**result["privacy"]["example"], "silos": result["silos"]}
 
 
 def _compared(ledger: Path, chain: Chain, seen: Seen) -> Iterator[tuple[str, str | None]]:
@@ -191,7 +182,7 @@ def _compared(ledger: Path, chain: Chain, seen: Seen) -> Iterator[tuple[str, str
     yield seen.name, problem
     if problem is None and seen.head is not None and seen.claimed is not None:
         try:
-            yield "epsilon", _claim(ledger, seen.claimed, seen.head.seq)
+            yield "epsilon", contradiction(ledger, seen.claimed, seen.head.seq)
         except (ValueError, KeyError, TypeError) as error:
             yield "epsilon", f"{ledger}: result.json claims what cannot be compared ({error!r})"
 
@@ -201,22 +192,3 @@ def _missing(ledger: Path, chain: Chain, seen: Head, *, where: str) -> str | Non
     if chain.head.seq < seen.seq:
         return f"{ledger}: has {chain.head.seq} lines, but {where} saw {seen.seq}: lines were cut, restore it"
     return None if chain.holds(seen) else f"{ledger}: line {seen.seq} is not the one that {where} saw: another ledger"
-
-
-def _claim(ledger: Path, claimed: Mapping[str, Any], seq: int) -> str | None:
-    """Whether the claimed epsilon is that of the lines up to a number; a run that went on has more of them."""
-    spent = [entry for entry in load(ledger, most=seq).chain.counted() if entry.unit == "silo"]
-    found = groups(spent)
-    if {neighbours for _, neighbours in found} - {claimed["neighbours"]}:
-        return f"{ledger}: holds charges for another relation than result.json's {claimed['neighbours']}"
-    if len(spent) != claimed["charged_rounds"]:
-        return f"{ledger}: {len(spent)} charges, but result.json says {claimed['charged_rounds']}"
-    events = found.get(("silo", claimed["neighbours"]), {})
-    try:
-        upper = price(events, float(claimed["delta"]), neighbours=claimed["neighbours"]).upper
-    except (Unpriceable, ValueError) as error:
-        return f"{ledger}: {error}"
-    said = math.inf if claimed["epsilon_upper"] is None else float(claimed["epsilon_upper"])
-    if upper == said or math.isclose(upper, said, rel_tol=CLOSE, abs_tol=CLOSE):
-        return None
-    return f"{ledger}: its events cost epsilon {upper:.6g}, but result.json says {said:.6g}"

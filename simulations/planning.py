@@ -114,7 +114,7 @@ def plan(experiment: Experiment, population: int) -> Plan:
         raise ConfigError([f"privacy.audit.canaries: {what}; use canaries: 0"])
     standardize = experiment.data.standardize
     before = (standardization.cost(standardize),) if isinstance(standardize, Private) else ()
-    if experiment.budget is not None:  # Nothing is released that the budget cannot pay.
+    if experiment.budget is not None and experiment.budget.epsilon is not None:  # It must pay for what is released.
         alone = epsilon(Composed(before), silo.delta, neighbours=silo.neighbours).upper
         if alone > experiment.budget.epsilon:
             raise ConfigError(

@@ -84,6 +84,22 @@ def examples(claimed: Mapping[str, Any]) -> str:
     )
 
 
+def examples_of_all_runs(cumulative: Mapping[str, Any]) -> str:
+    """What all runs with a budget of examples have spent on the data."""
+    runs, upper = cumulative["runs"], cumulative["epsilon_upper"]
+    what = "is infinite" if upper is None else f"is at most {number(upper, 4, 'up')}"
+    asked = (
+        "Every silo counts as asked in every round, for who was asked is a secret of the claim for whole silos."
+        if cumulative["all_silos"]
+        else "A silo counts for the rounds that it was asked in."
+    )
+    return (
+        f"Over {runs:,} run{'' if runs == 1 else 's'} with a budget of examples on this data, ε of an example {what} "
+        f"at δ = {small(cumulative['delta'])} in the silo that spent most. {asked} Rows that another run dealt to "
+        "other silos are charged the most that any silo paid there."
+    )
+
+
 def unmeasured(run: Run) -> str:
     """Why there is no measured epsilon."""
     if run.claimed is None and run.example is not None:

@@ -18,7 +18,7 @@ def privacy_section(run: Run) -> Html:
     """Claim, measurement and epsilon over rounds."""
     heading = element("h2", {}, "Privacy")
     if run.claimed is None and run.example is not None:
-        texts = [privacy_words.NO_SILO_PRIVACY, *_of_examples(run, run.example)]
+        texts = [privacy_words.NO_SILO_PRIVACY, *_examples(run)]
         return element("section", {}, heading, *_paragraphs(texts, run))
     if run.claimed is None:
         return element("section", {}, heading, element("p", {}, privacy_words.NO_PRIVACY))
@@ -27,19 +27,24 @@ def privacy_section(run: Run) -> Html:
     texts = [meaning(run.promised or run.claimed), privacy_words.claim(run), privacy_words.measurement(run)]
     if run.selection is not None:
         texts += privacy_words.chosen_words(run.selection, run.selection)
-    texts += _of_examples(run, run.example) if run.example is not None else []
+    texts += _examples(run)
     charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
     return element("section", {}, heading, *_paragraphs(texts, run), charts)
-
-
-def _of_examples(run: Run, claimed: Mapping[str, Any]) -> list[str]:
-    return [privacy_words.examples(claimed), *privacy_words.example_measurements(run)]
 
 
 def _paragraphs(texts: Sequence[str], run: Run) -> list[Html]:
     """Texts, then what is wrong with a measurement."""
     warnings = [element("p", {"class": "warning"}, text) for text in privacy_words.warnings(run)]
     return [element("p", {}, text) for text in texts] + warnings
+
+
+def _examples(run: Run) -> list[str]:
+    """What is claimed of single examples, by this run and by all, and what was measured."""
+    if run.example is None:
+        return []
+    shared = run.cumulative_example
+    everywhere = [] if shared is None else [privacy_words.examples_of_all_runs(shared)]
+    return [privacy_words.examples(run.example), *everywhere, *privacy_words.example_measurements(run)]
 
 
 def claimed_words(run: Run) -> tuple[str, str]:

@@ -57,6 +57,12 @@ class Run:
         return found
 
     @property
+    def cumulative_example(self) -> Mapping[str, Any] | None:
+        """What all runs with a budget of examples spent, in the silo that spent most; None without such a budget."""
+        found: Mapping[str, Any] | None = self.result["privacy"].get("cumulative_example")
+        return found
+
+    @property
     def measured(self) -> Mapping[str, Any] | None:
         """The measured epsilon; None where nothing was audited."""
         found: Mapping[str, Any] | None = self.result["privacy"]["measured"]

@@ -50,7 +50,8 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "stopped": active.stopped,
         "silos": len(active.federation.train),
         "notes": [*active.federation.notes, *_stamps(active)],
-        "ledger": {"seq": active.ledger.head.seq, "hash": active.ledger.head.hash},
+        "ledger": asdict(active.ledger.head),
+        "ledgers": {other.path.name: asdict(other.head) for other in active.training.ledgers},
     }
     active.store.finish(result)
     from simulations.report import write_report
@@ -82,7 +83,7 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
     if active.plan.example is not None and active.silo_ledger is not None:
         example = example_privacy.claimed(active.plan.example, active.silo_ledger)
     if silo is None:
-        return {"silo": None, "example": example, "cumulative": None} | auditing.audit(active, predictor, None)
+        return {"silo": None, "example": example, **_cumulative(active)} | auditing.audit(active, predictor, None)
     spent = final_epsilon(active.training, active.ledger)
     claimed = {
         "epsilon_lower": _number(spent.lower),
@@ -96,15 +97,19 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
         "charged_rounds": active.ledger.charges("silo"),
     }
     found = auditing.audit(active, predictor, claimed)
-    return {"silo": claimed, "example": example, "cumulative": _cumulative(active)} | found
+    return {"silo": claimed, "example": example, **_cumulative(active)} | found
 
 
-def _cumulative(active: ActiveRun) -> dict[str, Any] | None:
-    """What all runs with a budget have spent on this data set; None for a run without one."""
-    if active.account is None:
-        return None
-    total = asdict(active.account.total())
-    return total | {"epsilon_upper": _number(total["epsilon_upper"])}
+def _cumulative(active: ActiveRun) -> dict[str, Any]:
+    """What all runs with a budget have spent on this data set, of silos and of examples; None without that budget."""
+    found: dict[str, Any] = {"cumulative": None, "cumulative_example": None}
+    if active.account is not None:
+        total = asdict(active.account.total())
+        found["cumulative"] = total | {"epsilon_upper": _number(total["epsilon_upper"])}
+    if active.example_accounts is not None:
+        total = asdict(active.example_accounts.total()) | {"all_silos": active.example_accounts.everyone}
+        found["cumulative_example"] = total | {"epsilon_upper": _number(total["epsilon_upper"])}
+    return found
 
 
 def _updates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

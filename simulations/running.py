@@ -23,7 +23,7 @@ from server.link import Link
 from server.loop import RoundResult, Training
 from server.store import RunStore
 from server.unchanged import unchanged
-from simulations import accounts, auditing, planning, results, standardization
+from simulations import accounts, auditing, example_accounts, planning, results, standardization
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from simulations.engines.accounts import AccountedLink
@@ -138,6 +138,16 @@ class ActiveRun:
             """The budget of the data set, where the run has one."""
             if self.account is not None:
                 opened.enter_context(closing(self.account))
+            self.example_accounts = example_accounts.open_accounts(
+                experiment,
+                self.plan.example,
+                self.plan.sampler,
+                folder,
+                self.federation,
+                beside=self.account,
+                opened=opened,
+            )
+            """The budgets of the silos' examples, where the run has them."""
             ledger = Ledger(
                 self.store.ledger,
                 run=digest(experiment),
@@ -152,6 +162,8 @@ class ActiveRun:
                 self.store.cut(self._unchanged())
             if self.account is not None:
                 self.account.settle(self.ledger.spent(loop.UNIT))
+            if self.example_accounts is not None and self.silo_ledger is not None:
+                self.example_accounts.settle(self.ledger, self.silo_ledger)
             self.released = self._standardize()
             """What features were standardised with, where the silos released it."""
             self.link = opened.enter_context(closing(self._link(plugins)))
@@ -260,6 +272,7 @@ class ActiveRun:
             identity=self._identity,
             watcher=auditing.watcher(experiment, self.model.start.numel()),
             ledgers=self._beside,
+            admit=self.example_accounts.admit if self.example_accounts is not None else loop.always,
         )
 
     @property

@@ -82,6 +82,8 @@ def _unit(run: Run) -> Iterator[str]:
 
 def _examples(run: Run, claimed: Mapping[str, Any]) -> Iterator[str]:
     yield privacy_words.examples(claimed)
+    if run.cumulative_example is not None:
+        yield privacy_words.examples_of_all_runs(run.cumulative_example)
     yield from privacy_words.example_measurements(run)
     if run.claimed is None:  # Otherwise they stand under what was measured of silos.
         yield from privacy_words.warnings(run)
@@ -222,22 +224,34 @@ def _not_covered(run: Run) -> Iterator[str]:
 
 
 def ledger_remarks(run: Run, folder: Path) -> list[str]:
-    """Whether ledger.jsonl is the one that the result was written with, and holds no more than it."""
-    path, head = folder / "ledger.jsonl", run.result["ledger"]
+    """Whether the run's ledgers are those that the result was written with, and hold no more than it."""
+    heads = {"ledger.jsonl": run.result["ledger"], **run.result.get("ledgers", {})}
+    return [remark for name, head in heads.items() for remark in _remarks(folder / name, head)]
+
+
+def _remarks(path: Path, head: Mapping[str, Any]) -> Iterator[str]:
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
-        return ["ledger.jsonl is missing: nothing shows what was charged."]
+        yield f"{path.name} is missing: nothing shows what was charged."
+        return
     seq = head["seq"]
     if seq and (len(lines) < seq or hashlib.sha256(lines[seq - 1]).hexdigest() != head["hash"]):
-        return ["ledger.jsonl is not the ledger that this result was written with: do not rely on either."]
+        yield f"{path.name} is not the ledger that this result was written with: do not rely on either."
+        return
     try:
         kinds = [json.loads(line)["kind"] for line in lines[seq:]]
     except (ValueError, KeyError, TypeError):
-        return [f"ledger.jsonl is damaged after line {seq}: do not rely on it."]
+        yield f"{path.name} is damaged after line {seq}: do not rely on it."
+        return
     if late := kinds.count("reserve"):
-        return [
-            f"The ledger charges {late:,} round{'' if late == 1 else 's'} more than this result knows of: the run went "
-            f"on after it, and costs more than is said here. To end it, in its folder: confide run --resume ."
-        ]
-    return []
+        s = "" if late == 1 else "s"
+        what = (
+            f"The ledger charges {late:,} round{s}"
+            if path.name == "ledger.jsonl"
+            else f"{path.name} has {late:,} line{s}"
+        )
+        yield (
+            f"{what} more than this result knows of: the run went on after it, and costs more than is said here. To "
+            "end it, in its folder: confide run --resume ."
+        )

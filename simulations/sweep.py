@@ -113,7 +113,6 @@ def _fits(sweep: Sweep, base: Experiment, *, public: bool, kind: str) -> None:
     if problems:
         raise ConfigError(problems)
     cost = sweep.price()
-    if cost is not None and base.budget is not None and not cost.epsilon_upper <= base.budget.epsilon:
-        raise ConfigError(
-            [f"budget.epsilon: {base.budget.epsilon:g} is less than the {cost.epsilon_upper:.4g} that the sweep costs"]
-        )
+    limit = base.budget.epsilon if base.budget is not None else None
+    if cost is not None and limit is not None and not cost.epsilon_upper <= limit:
+        raise ConfigError([f"budget.epsilon: {limit:g} is less than the {cost.epsilon_upper:.4g} that the sweep costs"])

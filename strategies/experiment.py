@@ -159,11 +159,20 @@ class Privacy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExampleBudget:
+    """No round starts in which a silo that is asked would pass it."""
+
+    epsilon: tuple[float, ...] = key(above=0, help="largest epsilon of a silo's examples; one, or one per silo")
+    delta: float = key(above=0, below=1, help="its delta, the same as privacy.example.delta")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget:
     """No round starts whose worst case would pass it."""
 
-    epsilon: float = key(above=0, help="largest epsilon that may be spent")
-    delta: float = key(above=0, below=1, help="its delta, the same as privacy.silo.delta")
+    epsilon: float | None = key(None, above=0, help="largest epsilon of whole silos; with delta, or neither")
+    delta: float | None = key(None, above=0, below=1, help="its delta, the same as privacy.silo.delta")
+    example: ExampleBudget | None = key(None, help="where to stop for the examples inside a silo; null: no limit")
 
 
 @dataclass(frozen=True)

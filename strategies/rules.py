@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train
 from strategies.rules_audit import alone_rules, audited_rules, planted_rules
-from strategies.rules_example import lengths_rules, numbers_rules, steps_rules
+from strategies.rules_example import budget_rules, lengths_rules, numbers_rules, steps_rules
 from strategies.words import spell
 
 if TYPE_CHECKING:  # It imports torch.
@@ -135,9 +135,15 @@ def _delta_rules(privacy: Privacy, data: Data) -> Iterator[str]:
 def _budget_rules(budget: Budget | None, privacy: Privacy) -> Iterator[str]:
     if budget is None:
         return
-    if privacy.silo is None:
+    given = budget.epsilon is not None or budget.delta is not None
+    if not given and budget.example is None:
+        yield "budget: limits nothing, give epsilon and delta, or example; or remove it"
+    elif given and privacy.silo is None:
         yield "budget: there is no privacy.silo to spend it, so epsilon is infinite; add privacy.silo or remove budget"
-    elif budget.delta != privacy.silo.delta:
+    elif given and (budget.epsilon is None or budget.delta is None):
+        missing = "epsilon" if budget.epsilon is None else "delta"
+        yield f"budget.{missing}: missing, a budget of silos has epsilon and delta; give both or neither"
+    elif given and privacy.silo is not None and budget.delta != privacy.silo.delta:
         yield f"budget.delta: must equal privacy.silo.delta = {spell(privacy.silo.delta)}, got {spell(budget.delta)}"
 
 
@@ -183,6 +189,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("cohort", "privacy"), _sampling_rules),
     (("privacy", "data"), _delta_rules),
     (("budget", "privacy"), _budget_rules),
+    (("budget", "privacy", "data"), budget_rules),
     (("engine",), _engine_rules),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from strategies.experiment import Data, ExamplePrivacy, Privacy, Train
+from strategies.experiment import Budget, Data, ExamplePrivacy, Privacy, Train
 from strategies.words import spell
 
 
@@ -49,6 +49,28 @@ def lengths_rules(privacy: Privacy, data: Data) -> Iterator[str]:
     """One number, or one per silo."""
     if privacy.example is not None and data.silos is not None:
         yield from uneven(privacy.example, data.silos)
+
+
+def budget_rules(budget: Budget | None, privacy: Privacy, data: Data) -> Iterator[str]:
+    """The budget of examples against what spends it."""
+    if budget is None or budget.example is None:
+        return
+    example, own = privacy.example, budget.example
+    if example is None:
+        yield "budget.example: there is no privacy.example to spend it; add it or remove budget.example"
+    elif own.delta != example.delta:
+        yield f"budget.example.delta: must equal privacy.example.delta = {spell(example.delta)}, got {spell(own.delta)}"
+    if not own.epsilon:
+        yield "budget.example.epsilon: found an empty list; give one number, or one per silo"
+    if data.silos is not None:
+        yield from uneven_budget(budget, data.silos)
+
+
+def uneven_budget(budget: Budget | None, silos: int) -> Iterator[str]:
+    """Whether the budget of examples holds neither one number nor one per silo; at most a line."""
+    found = 1 if budget is None or budget.example is None else len(budget.example.epsilon)
+    if found not in (0, 1, silos):
+        yield f"budget.example.epsilon: found {found} numbers for {silos} silos; give one, or one per silo"
 
 
 def steps_rules(train: Train, privacy: Privacy) -> Iterator[str]:

@@ -14,8 +14,9 @@ from simulations.commands.shared import format_argument
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:
-    from privacy.chain import Entry
+    from privacy.chain import Chain, Entry
     from privacy.events import Event
+    from simulations.ledgers import Verdict
 
 NAME = "ledger"
 HELP = "show, verify or export what was charged"
@@ -51,43 +52,65 @@ def execute(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace) -> int:
     """Prints a line per unit, relation and event, and epsilon per unit."""
     from privacy.chain import load
-    from simulations.ledgers import delta_of, find, groups, price
+    from simulations.ledgers import deltas_of, find
 
-    place = find(args.path)
-    loaded = load(place.ledger)
-    delta = args.delta if args.delta is not None else delta_of(place)
-    still_open = {entry.seq for entry in loaded.chain.open_reserves()}
-    found = []
-    for (unit, neighbours), events in groups(loaded.chain.counted()).items():
-        bracket = None if delta is None else price(events, delta, neighbours=neighbours)
-        found.append(
-            {
-                "unit": unit,
-                "neighbours": neighbours,
-                "delta": delta,
-                "epsilon_lower": None if bracket is None else output.finite(bracket.lower),
-                "epsilon_upper": None if bracket is None else output.finite(bracket.upper),
-                "note": "" if bracket is None else bracket.note,
-                "events": [_row(event, entries, still_open) for event, entries in events.items()],
-            }
-        )
-    if args.format == "json":
+    shown: list[dict[str, Any]] = []
+    for place in find(args.path):
+        loaded, deltas = load(place.ledger), deltas_of(place)
         torn = {"torn_line": bool(loaded.torn), "head": vars(loaded.chain.head)}
-        print(output.document({"ledger": str(place.ledger), "units": found, **torn}))
+        shown.append({"ledger": str(place.ledger), "units": list(_units(loaded.chain, args.delta, deltas)), **torn})
+    main, *silos = shown
+    if args.format == "json":
+        units = [unit for each in shown for unit in each["units"]]
+        print(output.document({**main, "units": units, **({"silos": silos[0]} if silos else {})}))
     else:
-        print("\n\n".join(_tables(found, place.ledger, loaded.chain.head.seq, torn=bool(loaded.torn))))
+        print("\n\n".join(part for each in shown for part in _tables(each)))
     return OK
 
 
+def _units(chain: Chain, delta: float | None, deltas: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    from simulations.ledger_claims import groups, price
+
+    still_open = {entry.seq for entry in chain.open_reserves()}
+    for (unit, neighbours), entries in groups(chain.counted()).items():
+        at = delta if delta is not None else deltas.get(unit)
+        bracket = None if at is None else price(entries, at, neighbours=neighbours)
+        by_event: dict[Event, list[Entry]] = {}
+        for entry in entries:
+            if entry.event is not None:
+                by_event.setdefault(entry.event, []).append(entry)
+        yield {
+            "unit": unit,
+            "neighbours": neighbours,
+            "delta": at,
+            "epsilon_lower": None if bracket is None else output.finite(bracket.lower),
+            "epsilon_upper": None if bracket is None else output.finite(bracket.upper),
+            "note": "" if bracket is None else bracket.note,
+            "per_silo": any(entry.silos for entry in entries),
+            "events": [_row(event, charged, still_open) for event, charged in by_event.items()],
+        }
+
+
 def verify(args: argparse.Namespace) -> int:
-    """Prints what is wrong with a ledger."""
+    """Prints what is wrong with the ledgers of a run, or with a ledger."""
     from simulations.ledgers import find
     from simulations.ledgers import verify as check
 
-    verdict = check(find(args.path), args.delta)
+    verdicts = [check(place, args.delta) for place in find(args.path)]
     if args.format == "json":
-        spent = verdict.epsilon or {}
-        found = {
+        print(output.document(_together(verdicts)))
+    else:
+        for verdict in verdicts:
+            lines = [f"wrong: {problem}" for problem in verdict.problems]
+            print("\n".join(lines or [f"{verdict.ledger}: whole, {verdict.head.seq} lines"]))
+            print(f"looked at: {', '.join(verdict.checked)}")
+    return FAILED if any(verdict.problems for verdict in verdicts) else OK
+
+
+def _together(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The verdict on a run: its ledger's, with what was found of the silos' ledger, where it has one."""
+    main, *silos = (
+        {
             "ledger": str(verdict.ledger),
             "ok": not verdict.problems,
             "problems": list(verdict.problems),
@@ -95,14 +118,12 @@ def verify(args: argparse.Namespace) -> int:
             "head": vars(verdict.head),
             "charges": dict(verdict.charges),
             "torn_line": verdict.torn,
-            "epsilon_upper": {name: output.finite(value) for name, value in spent.items()},
+            "epsilon_upper": {name: output.finite(value) for name, value in verdict.epsilon.items()},
         }
-        print(output.document(found))
-    else:
-        lines = [f"wrong: {problem}" for problem in verdict.problems]
-        print("\n".join(lines or [f"{verdict.ledger}: whole, {verdict.head.seq} lines"]))
-        print(f"looked at: {', '.join(verdict.checked)}")
-    return FAILED if verdict.problems else OK
+        for verdict in verdicts
+    )
+    problems = [problem for verdict in verdicts for problem in verdict.problems]
+    return {**main, "ok": not problems, "problems": problems, **({"silos": silos[0]} if silos else {})}
 
 
 def export(args: argparse.Namespace) -> int:
@@ -111,10 +132,10 @@ def export(args: argparse.Namespace) -> int:
     from privacy.export import as_json
     from simulations.ledgers import find
 
-    loaded = load(find(args.path).ledger)
-    if loaded.torn:
+    loaded = [load(place.ledger) for place in find(args.path)]
+    if any(each.torn for each in loaded):
         raise ConfigError([f"{args.path}: the last line is torn, and not charged yet; see: confide ledger verify"])
-    print(output.document(as_json(loaded.chain.counted())))
+    print(output.document([unit for each in loaded for unit in as_json(each.chain.counted())]))
     return OK
 
 
@@ -153,20 +174,25 @@ def _row(event: Event, entries: Sequence[Entry], still_open: set[int]) -> dict[s
     }
 
 
-def _tables(units: Sequence[Mapping[str, Any]], ledger: Path, lines: int, *, torn: bool) -> Iterator[str]:
-    for unit in units:
+def _tables(shown: Mapping[str, Any]) -> Iterator[str]:
+    for unit in shown["units"]:
         relation, delta = output.RELATIONS.get(unit["neighbours"], unit["neighbours"]), unit["delta"]
         spent = f"{output.bracket(unit['epsilon_lower'], unit['epsilon_upper'])} at delta {output.short(delta)}"
-        pairs = [("unit", unit["unit"]), ("protects", relation)]
-        pairs += [("epsilon", spent if delta is not None else "give --delta")]
+        where = ", in the silo that spent most" if unit["per_silo"] else ""
+        who = "row" if unit["unit"] == "example" else "silo"
+        pairs = [
+            ("unit", unit["unit"]),
+            ("protects", relation.replace("whole silo", who) if who == "row" else relation),
+        ]
+        pairs += [("epsilon", f"{spent}{where}" if delta is not None else "give --delta")]
         rows = [
-            [_words(row["event"]), _span(row), *(str(row[name]) for name in ("charges", "open", "torn", "runs"))]
+            [_words(row["event"], who), _span(row), *(str(row[name]) for name in ("charges", "open", "torn", "runs"))]
             for row in unit["events"]
         ]
         table = output.table(["event", "rounds", "charges", "open", "torn", "runs"], rows, left=2)
         yield f"{output.facts(pairs + ([('note', unit['note'])] if unit['note'] else []))}\n\n{table}"
-    last = "torn: not charged yet, see confide ledger verify" if torn else "whole"
-    yield output.facts([("ledger", str(ledger)), ("lines", str(lines)), ("last line", last)])
+    last = "torn: not charged yet, see confide ledger verify" if shown["torn_line"] else "whole"
+    yield output.facts([("ledger", shown["ledger"]), ("lines", str(shown["head"]["seq"])), ("last line", last)])
 
 
 def _span(row: Mapping[str, Any]) -> str:
@@ -174,7 +200,7 @@ def _span(row: Mapping[str, Any]) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _words(event: Mapping[str, Any]) -> str:
+def _words(event: Mapping[str, Any], who: str = "silo") -> str:
     """An event in a few words.
 
     >>> _words({"kind": "gaussian", "noise_multiplier": 2.0})
@@ -186,13 +212,13 @@ def _words(event: Mapping[str, Any]) -> str:
         case {"kind": "non_private", "reason": reason}:
             return f"not private: {reason}" if reason else "not private"
         case {"kind": "sampled", "sampler": {"kind": "poisson", "rate": rate}, "event": inner}:
-            return f"{_words(inner)}, each silo with chance {output.short(rate)}"
+            return f"{_words(inner, who)}, each {who} with chance {output.short(rate)}"
         case {"kind": "sampled", "sampler": {"size": size, "population": population}, "event": inner}:
-            return f"{_words(inner)}, {size} of {population}"
+            return f"{_words(inner, who)}, {size} of {population}"
         case {"kind": "turn", "event": inner, "charged": charged}:
-            return f"{_words(inner)}, silos in turn" + ("" if charged else ", paid by the cycle's first round")
+            return f"{_words(inner, who)}, {who}s in turn" + ("" if charged else ", paid by the cycle's first round")
         case {"kind": "composed", "events": events}:
-            return " and ".join(map(_words, events))
+            return " and ".join(_words(inner, who) for inner in events)
         case {"kind": "repeated", "event": inner, "times": times}:
-            return f"{times} times ({_words(inner)})"
+            return f"{times} times ({_words(inner, who)})"
     return json.dumps(event)

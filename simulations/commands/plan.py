@@ -124,6 +124,7 @@ def examples(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
                 {"rounds": mark, "lower": output.finite(bracket.lower), "upper": output.finite(bracket.upper)}
                 for mark, bracket in brackets
             ],
+            **({"budget": list(plan.budgets), "rounds_within_budget": plan.lasts} if plan.budgets else {}),
         }
     }
 
@@ -131,13 +132,13 @@ def examples(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
 def budget(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """How many rounds a budget lasts, by the same odometer that the round loop asks."""
     plan, limit = prepared.plan, experiment.budget
-    if limit is None:
+    if limit is None or limit.epsilon is None:
         return {}
     from server.odometer import Odometer
     from server.turns import charged
 
     most = charged(plan.sampler, experiment.rounds)
-    odometer = Odometer(plan.event, plan.neighbours, limit.delta, most, limit.epsilon, plan.before)
+    odometer = Odometer(plan.event, plan.neighbours, plan.delta, most, limit.epsilon, plan.before)
     within = sum(odometer.affords(charged(plan.sampler, round_)) for round_ in range(1, experiment.rounds + 1))
     return {"budget": limit.epsilon, "rounds_within_budget": within}
 
@@ -217,5 +218,10 @@ def describe_examples(plan: dict[str, Any]) -> str:
         *_audit(plan, "canary examples"),
         *([("note", plan["note"])] if plan["note"] else []),
     ]
+    if "budget" in plan:
+        lowest, highest = (output.short(choose(plan["budget"])) for choose in (min, max))
+        limit = lowest if lowest == highest else f"{lowest} to {highest}, by silo,"
+        lasts = f"lasts for {plan['rounds_within_budget']} of {plan['epsilon'][-1]['rounds']} rounds"
+        pairs.append(("budget of a row", f"epsilon {limit} {lasts}, if every silo is asked in all"))
     lines = [[str(row["rounds"]), output.bracket(row["lower"], row["upper"])] for row in plan["epsilon"]]
     return f"{output.facts(pairs)}\n\n{output.table(['rounds asked', 'epsilon'], lines, left=0)}"

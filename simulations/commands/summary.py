@@ -56,6 +56,12 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     example = result["privacy"].get("example")
     if example is not None:
         yield "epsilon of a row", _of_examples(example)
+    rows = result["privacy"].get("cumulative_example")
+    if rows is not None:
+        yield (
+            "rows, all runs",
+            f"{output.at_most(rows['epsilon_upper'])}, in the silo that spent most, by {_runs(rows)}",
+        )
     for each in result["privacy"].get("measured_example") or []:
         yield from _shown(each, f"measured, silo {each['silo']}", "canary examples")
     if claimed is None:
@@ -68,8 +74,7 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     yield "epsilon claimed", f"{value} at delta {output.short(claimed['delta'])}, for {relation}{note}"
     cumulative = result["privacy"].get("cumulative")
     if cumulative is not None:
-        runs = f"{cumulative['runs']} run{'' if cumulative['runs'] == 1 else 's'}"
-        yield "epsilon of data", f"{output.at_most(cumulative['epsilon_upper'])}, by {runs} with a budget on this data"
+        yield "epsilon of data", f"{output.at_most(cumulative['epsilon_upper'])}, by {_runs(cumulative)}"
     if measured is not None:
         yield from _shown(measured, "epsilon measured", "canaries")
 
@@ -80,6 +85,10 @@ def _shown(measured: audit_words.Measured, name: str, canaries: str) -> Iterator
     yield name, f"{words}. {audit_words.sentence(measured)}"
     if audit_words.unsound(measured):
         yield "warning", audit_words.unsound(measured)
+
+
+def _runs(cumulative: Mapping[str, Any]) -> str:
+    return f"{cumulative['runs']} run{'' if cumulative['runs'] == 1 else 's'} with a budget on this data"
 
 
 def _of_examples(claimed: Mapping[str, Any]) -> str:

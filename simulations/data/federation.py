@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from simulations.data.splits import deal, draw_public, finish, hold_out, scale
 from strategies.experiment import Data
 
 SPLITS = ("train", "validation", "test")
-FACTS = ("name", "kind", "classes", "silo_names", "group_names", "feature_names", "class_names", "notes", "fingerprint")
+FACTS = (
+    *("name", "kind", "classes", "silo_names", "group_names", "feature_names", "class_names", "notes"),
+    *("fingerprint", "deal"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Federation:
         feature_names: one per feature, where the data names them; see `client.tables.Table`.
         class_names: one per class, where the data names them.
         fingerprint: SHA-256 of the source's features and targets, whatever the partition (hexadecimal).
+        deal: SHA-256 of whose each row is: silos of two federations with one deal hold no row of another's silo.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Federation:
     group_names: tuple[str, ...]
     notes: tuple[str, ...]
     fingerprint: str
+    deal: str
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
@@ -103,6 +109,7 @@ class Federation:
             group_names=tuple(facts["group_names"]),
             notes=tuple(facts["notes"]),
             fingerprint=facts["fingerprint"],
+            deal=facts["deal"],
             feature_names=tuple(facts["feature_names"]),
             class_names=tuple(facts["class_names"]),
         )
@@ -167,6 +174,7 @@ def build(config: Data, *, seed: int, table: Table | None = None) -> Federation:
         group_names=source.group_names,
         notes=tuple(notes),
         fingerprint=fingerprint(source, official),
+        deal=dealt(config, source, parts, silo_names),
         feature_names=source.feature_names,
         class_names=source.class_names,
     )
@@ -202,4 +210,18 @@ def fingerprint(source: Table, official: Table | None) -> str:
         for tensor in () if table is None else (table.features, table.targets):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.contiguous().numpy().reshape(-1).data)
+    return digest.hexdigest()
+
+
+def dealt(config: Data, source: Table, parts: Sequence[Tensor], names: Sequence[str]) -> str:
+    """SHA-256 of whose each row is, so that the number of a silo means the same wherever this is the same.
+
+    Where the data itself names silos, a row is of the silo that it names, whatever was drawn for the public test.
+    """
+    digest = hashlib.sha256(json.dumps(list(names)).encode())
+    if config.partition.name == "column" and source.silo is not None:
+        parts = [source.silo]
+    for part in parts:
+        digest.update(f"{len(part)}\n".encode())
+        digest.update(part.to(torch.int64).contiguous().numpy().data)
     return digest.hexdigest()

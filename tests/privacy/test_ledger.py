@@ -232,6 +232,18 @@ def test_what_is_no_ledger_is_refused(path: Path, data: bytes) -> None:
     assert path.read_bytes() == data  # Left as it was found.
 
 
+@pytest.mark.parametrize("silos", ["12", [1.0], [True], [-1], [[0]], 3, {"0": 1}])
+def test_silos_that_are_no_numbers_are_refused(path: Path, silos: Any) -> None:
+    with opened(path) as ledger:
+        ledger.reserve_each(1, [(EVENT, [0, 1])], unit="example", neighbours="add_remove", deal="d")
+    record = json.loads(path.read_bytes())
+    assert (record["silos"], record["deal"]) == ([0, 1], "d")
+    del record["check"]
+    record["silos"] = silos
+    path.write_bytes(json.dumps(record | {"check": _check(record)}, sort_keys=True).encode() + b"\n")
+    assert f"{path}:1: not a ledger line" in refused(path)
+
+
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [

@@ -31,6 +31,8 @@ def problem(mapping: Mapping[str, Any]) -> str:
 
 
 PRIVATE = changed(f"privacy.silo={SILO}")
+EXAMPLE = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3, "rows": 100, "batch": 10.0}
+ROWS = changed("train.steps=1", f"privacy.example={EXAMPLE}")
 
 ONE_PROBLEM = [
     (
@@ -152,6 +154,49 @@ ONE_PROBLEM = [
     (
         SMALL,
         "budget={epsilon: 2, delta: 1e-6}",
+        "budget: there is no privacy.silo to spend it, so epsilon is infinite; add privacy.silo or remove budget",
+    ),
+    (PRIVATE, "budget={}", "budget: limits nothing, give epsilon and delta, or example; or remove it"),
+    (
+        PRIVATE,
+        "budget={epsilon: 2}",
+        "budget.delta: missing, a budget of silos has epsilon and delta; give both or neither",
+    ),
+    (
+        PRIVATE,
+        "budget={delta: 1e-5}",
+        "budget.epsilon: missing, a budget of silos has epsilon and delta; give both or neither",
+    ),
+    (
+        SMALL,
+        "budget={example: {epsilon: 2, delta: 1e-5}}",
+        "budget.example: there is no privacy.example to spend it; add it or remove budget.example",
+    ),
+    (
+        ROWS,
+        "budget={example: {epsilon: 2}}",
+        "budget.example.delta: missing, give a number > 0 and < 1 (its delta, the same as privacy.example.delta)",
+    ),
+    (
+        ROWS,
+        "budget={example: {epsilon: 2, delta: 1.0e-4}}",
+        "budget.example.delta: must equal privacy.example.delta = 0.001, got 0.0001",
+    ),
+    (
+        ROWS,
+        "budget={example: {epsilon: [2, 3], delta: 1.0e-3}}",
+        "budget.example.epsilon: found 2 numbers for 10 silos; give one, or one per silo",
+    ),
+    (
+        ROWS,
+        "budget={example: {epsilon: [], delta: 1.0e-3}}",
+        "budget.example.epsilon: found an empty list; give one number, or one per silo",
+    ),
+    (ROWS, "budget={example: {epsilon: 0, delta: 1.0e-3}}", "budget.example.epsilon: must be > 0, got 0.0"),
+    (ROWS, "budget={example: {epsilon: .nan, delta: 1.0e-3}}", "budget.example.epsilon: must be finite, got nan"),
+    (
+        ROWS,
+        "budget={epsilon: 2, delta: 1.0e-3}",
         "budget: there is no privacy.silo to spend it, so epsilon is infinite; add privacy.silo or remove budget",
     ),
     (
