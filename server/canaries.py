@@ -27,7 +27,8 @@ NUMBERS = 2**22  # Numbers in a block of directions: 32 MiB.
 class CanaryLink:
     """A link that adds canaries to what another link brings.
 
-    Canaries are never trained, and count neither as silos, nor as bytes, nor in the clip fraction.
+    Canaries are never trained, do not vote on a clip norm that adapts, and count neither as silos, nor as bytes, nor in
+    the clip fraction.
 
     Args:
         link: the silos.
@@ -67,7 +68,7 @@ class CanaryLink:
         for at in range(0, len(drawn), self.block):
             block = drawn[at : at + self.block]
             total.add(self._update(block, length), 1.0, block)
-        return replace(total.partial(chunk), weight=0.0, arrived=0, clipped=0, payload=0)
+        return replace(total.partial(chunk), weight=0.0, arrived=0, clipped=0, payload=0, votes={})
 
     def _update(self, canaries: Sequence[int], length: float) -> dict[str, Tensor]:
         size = self.sizes[self.channel]

@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from privacy import streams
 from privacy.account import BudgetSpent
 from privacy.accountant import Neighbours, epsilon
+from privacy.adaptive import advanced, clip_norms, restored
 from privacy.events import Composed, Event, NonPrivate, Repeated
 from privacy.ledger import Entry, Ledger
 from privacy.mechanism import Mechanism, joint_event
@@ -65,7 +66,7 @@ class Training:
         strategy: server half of the algorithm.
         model: initial vector `(N,)`.
         sampler: who is asked.
-        mechanisms: channel to its mechanism; all private or none.
+        mechanisms: channel to its mechanism, of the next round; all private or none.
         rounds: how many.
         seed: of every simulated stream.
         noise: where noise comes from; where it is secret, cohorts are too, and each retrained round draws both anew.
@@ -154,8 +155,8 @@ class Phases:
         self._mark = now
 
 
-def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> tuple[int, State]:
-    """Brings everything to the last committed round; returns that round (0 for none) and the state after it.
+def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> tuple[int, State, Training]:
+    """Brings everything to the last committed round; returns that round (0 for none), the state and what follows it.
 
     Raises:
         StoreError: see `server.unchanged`.
@@ -167,12 +168,13 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
         training.watcher.restore(checkpoint.watched if checkpoint is not None else {})
     if checkpoint is None:
         link.recover(0)
-        return 0, training.strategy.init(training.model, streams.generator(training.seed, "init"))
+        return 0, training.strategy.init(training.model, streams.generator(training.seed, "init")), training
     link.recover(checkpoint.round)
     for entry in ledger.open_reserves():
         if entry.seq <= int(checkpoint.meta["ledger"]["seq"]) and entry.round == checkpoint.round:
             ledger.commit(entry)
-    return checkpoint.round, checkpoint.state
+    mechanisms = restored(training.mechanisms, checkpoint.meta.get("clip_norms", {}))
+    return checkpoint.round, checkpoint.state, replace(training, mechanisms=mechanisms)
 
 
 def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iterator[RoundResult]:
@@ -184,7 +186,7 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         BudgetSpent: before a round that would pass the budget.
         Diverged: when the model is no longer finite.
     """
-    done, state = resume(training, link, store, ledger)
+    done, state, training = resume(training, link, store, ledger)
     before = _before(training, ledger)
     odometer = Odometer(training.event, training.neighbours, training.delta, training.rounds, training.budget, before)
     phases = Phases()
@@ -194,7 +196,7 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         phases.begin()
         entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)
         phases.done("reserve")
-        state, row = _train(training, link, state, round_, training.cohort(round_), phases)
+        training, state, row = _train(training, link, state, round_, training.cohort(round_), phases)
         row["epsilon"] = odometer.after(charges + 1)
         phases.done("account")
         row |= _evaluate(training, state, round_, phases)
@@ -228,7 +230,7 @@ def _afford(training: Training, odometer: Odometer, charges: int, round_: int) -
 
 def _train(
     training: Training, link: Link, state: State, round_: int, cohort: list[int], phases: Phases
-) -> tuple[State, dict[str, Any]]:
+) -> tuple[Training, State, dict[str, Any]]:
     strategy = training.strategy
     instruction = strategy.instruct(state, round_)
     sizes = strategy.channels(training.model.numel())
@@ -248,7 +250,8 @@ def _train(
     if training.watcher is not None:
         training.watcher.see(before, strategy.predictor(state))
         phases.done("audit")
-    return state, {"round": round_, "cohort": len(cohort)} | _counts(training, collector.tally, instruction.payload)
+    row = {"round": round_, "cohort": len(cohort)} | _counts(training, collector.tally, instruction.payload)
+    return replace(training, mechanisms=advanced(training.mechanisms, release)), state, row
 
 
 def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, Any]:
@@ -264,6 +267,7 @@ def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, An
         "parameters_down": down,
         "bytes_up": 4 * up,  # float32 vectors.
         "bytes_down": 4 * down,
+        "clip_norms": clip_norms(training.mechanisms),  # Of released votes alone: public.
         "train_loss": None,
         "clip_fraction": None,
     }
@@ -298,7 +302,8 @@ def _commit(
     line = json.dumps(row, sort_keys=True, allow_nan=False)
     head = {"seq": ledger.head.seq, "hash": ledger.head.hash}
     link.stage()
-    meta = {"ledger": head, "identity": dict(training.identity), "line": line}
+    norms = clip_norms(training.mechanisms)  # Of the next round: a restart must not begin with the first one.
+    meta = {"ledger": head, "identity": dict(training.identity), "line": line, "clip_norms": norms}
     watched = training.watcher.kept() if training.watcher is not None else {}
     store.save(Checkpoint(entry.round, state, meta, watched))
     link.commit(entry.round)

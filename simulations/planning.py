@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from privacy.accountant import Bracket, Neighbours, epsilon, noise_multiplier_for
 from privacy.events import Composed, Event, Gaussian, Repeated
-from privacy.mechanism import ExactSum, GaussianSum, Mechanism
+from privacy.mechanism import ExactSum, Mechanism
 from server.loop import round_event
 from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
-from simulations import standardization
+from simulations import channels, standardization
 from strategies.experiment import Cohort, Experiment
 from strategies.schema import ConfigError
 from strategies.standardize import Private
@@ -69,10 +68,9 @@ def plan(experiment: Experiment, population: int) -> Plan:
     """
     sampler = make_sampler(experiment.cohort, population)
     sizes = experiment.strategy.channels(1)
-    channels = list(sizes)
     silo = experiment.privacy.silo
     if silo is None:
-        exact: dict[str, Mechanism] = {name: ExactSum() for name in channels}
+        exact: dict[str, Mechanism] = {name: ExactSum() for name in sizes}
         event = round_event(experiment.strategy, exact, sampler)
         return Plan(sampler, exact, None, "add_remove", None, event, (), None)
     if not silo.allow_large_delta and not silo.delta * population < 1:
@@ -103,9 +101,7 @@ def plan(experiment: Experiment, population: int) -> Plan:
     if noise is None:
         assert silo.epsilon is not None  # The schema asks for one of the two.
         noise = noise_multiplier_for(silo.epsilon, silo.delta, schedule, neighbours=silo.neighbours)
-    # Channels on one sample cost like one Gaussian of (sum z^-2)^-1/2: each gets its share of the same price.
-    share = GaussianSum(silo.clip_norm, noise * math.sqrt(len(channels)))
-    mechanisms: dict[str, Mechanism] = dict.fromkeys(channels, share)
+    mechanisms = channels.mechanisms(silo, noise, list(sizes), voters=sampler.expected)
     event = round_event(experiment.strategy, mechanisms, sampler)
     unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None)
     return replace(unpriced, cost=epsilon(unpriced.after(experiment.rounds), silo.delta, neighbours=silo.neighbours))

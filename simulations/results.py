@@ -16,7 +16,7 @@ from torch import Tensor
 
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
-from simulations import auditing
+from simulations import auditing, channels
 from simulations.engines import setup
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "seed": experiment.seed,
         "engine": experiment.engine.kind,
         "metrics": _metrics(active, state, predictor),
-        "privacy": _privacy(active, predictor),
+        "privacy": _privacy(active, predictor, rows),
         "updates": _updates(rows),
         "communication": _communication(rows, predictor.numel()),
         "model": _model(active, predictor),
@@ -77,7 +77,7 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
     return {name: _number(value) if isinstance(value, float) else value for name, value in measured.items()}
 
 
-def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
+def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     silo = active.experiment.privacy.silo
     if silo is None:
         return {"silo": None, "example": None, "measured": None, "cumulative": None}
@@ -90,7 +90,7 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
         "method": spent.method,
         "note": spent.note,
         "noise_multiplier": active.plan.noise_multiplier,
-        "clip_norm": silo.clip_norm,
+        **channels.described(active.plan.mechanisms, last=rows[-1]["clip_norms"] if rows else {}),
         "charged_rounds": active.ledger.charges("silo"),
     }
     measured = auditing.audit(active, predictor, claimed)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from strategies.clipping import ClipNorm
 from strategies.codec import encode
 from strategies.partitions import PARTITIONS, Partition
 from strategies.schema import key
@@ -93,7 +94,7 @@ class Train:
 class SiloPrivacy:
     """Differential privacy of whole silos: updates clipped, their sum noised."""
 
-    clip_norm: float = key(above=0, help="largest L2 norm of an update")
+    clip_norm: ClipNorm = key(above=0, help="largest L2 norm of an update; or a section that adapts it, from start")
     noise_multiplier: float | None = key(None, above=0, help="noise std / clip norm, on the sum; this or epsilon")
     epsilon: float | None = key(None, above=0, help="the whole run's epsilon, noise follows; this or noise_multiplier")
     delta: float = key(above=0, below=1, help="the delta of every epsilon that is reported")

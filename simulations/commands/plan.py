@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from simulations.channel_words import channel_lines
 from simulations.commands import OK, output
 from simulations.commands.shared import config_argument, dataset_argument, format_argument, read, read_rows
 
 if TYPE_CHECKING:
+    from privacy.mechanism import Mechanism
     from simulations.running import Prepared
     from strategies.experiment import Experiment
 
@@ -38,9 +41,10 @@ def execute(args: argparse.Namespace) -> int:
 def size(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """Silos, rounds, parameters and bytes."""
     from privacy import streams
+    from simulations.channels import adaptive
 
     strategy, start = experiment.strategy, prepared.model.start
-    cohort = prepared.plan.sampler.expected
+    cohort, votes = prepared.plan.sampler.expected, adaptive(prepared.plan.mechanisms)
     state = strategy.init(start, streams.generator(experiment.seed, "init"))
     return {
         "name": experiment.name,
@@ -48,7 +52,7 @@ def size(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         "expected_cohort": cohort,
         "rounds": experiment.rounds,
         "parameters": start.numel(),
-        "bytes_up_per_round": round(4 * cohort * sum(strategy.channels(start.numel()).values())),
+        "bytes_up_per_round": round(4 * cohort * (sum(strategy.channels(start.numel()).values()) + votes)),
         "bytes_down_per_round": round(4 * cohort * strategy.instruct(state, 1).payload),
     }
 
@@ -60,19 +64,17 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         return {"privacy": None}
     from privacy.accountant import epsilon
     from privacy.binomial import detectable
-    from privacy.mechanism import GaussianSum
-    from simulations import auditing
+    from simulations import auditing, channels
 
     audit = experiment.privacy.audit
     marks = sorted({max(1, round(experiment.rounds * percent / 100)) for percent in PERCENT})
     brackets = [(mark, epsilon(plan.after(mark), silo.delta, neighbours=plan.neighbours)) for mark in marks]
     canaries = auditing.participation(experiment, plan).expected
-    share = next(mechanism for mechanism in plan.mechanisms.values() if isinstance(mechanism, GaussianSum))
     found = {
         "noise_multiplier": plan.noise_multiplier,
         "noise_follows_from_epsilon": silo.epsilon,
-        "clip_norm": silo.clip_norm,
-        "noise_std_of_mean": share.noise_multiplier * silo.clip_norm / (plan.sampler.expected + canaries),
+        **channels.described(plan.mechanisms, last={}),
+        "noise_std_of_mean": _noise(plan.mechanisms, plan.sampler.expected + canaries),
         "expected_canaries": canaries,
         "canaries": audit.canaries,
         "detectable": detectable(audit.canaries, silo.delta) if audit.canaries else None,
@@ -88,6 +90,14 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     return {"privacy": found | budget(experiment, prepared)}
 
 
+def _noise(mechanisms: Mapping[str, Mechanism], divisor: float) -> float | None:
+    """Noise on each number of a mean in round 1, where all channels have the same."""
+    from privacy.mechanism import GaussianSum
+
+    stds = {each.std for each in mechanisms.values() if isinstance(each, GaussianSum)}
+    return stds.pop() / divisor if len(stds) == 1 else None
+
+
 def budget(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """How many rounds a budget lasts, by the same odometer that the round loop asks."""
     plan, limit = prepared.plan, experiment.budget
@@ -98,6 +108,14 @@ def budget(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     odometer = Odometer(plan.event, plan.neighbours, limit.delta, experiment.rounds, limit.epsilon, plan.before)
     within = sum(odometer.affords(charges) for charges in range(1, experiment.rounds + 1))
     return {"budget": limit.epsilon, "rounds_within_budget": within}
+
+
+def _noises(private: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if private["noise_std_of_mean"] is not None:
+        first = "" if private["clip_norm"] is not None else " in round 1"
+        yield "noise on the mean", f"std {output.short(private['noise_std_of_mean'])} per coordinate{first}"
+    if private["clip_norm"] is None:
+        yield from channel_lines(private["channels"])
 
 
 def describe(plan: dict[str, Any]) -> str:
@@ -117,7 +135,7 @@ def describe(plan: dict[str, Any]) -> str:
     follows = f", the least that keeps epsilon {output.short(solved)}" if solved is not None else ""
     pairs += [
         ("noise multiplier", f"{output.short(private['noise_multiplier'])}{follows}"),
-        ("noise on the mean", f"std {output.short(private['noise_std_of_mean'])} per coordinate"),
+        *_noises(private),
         ("epsilon of", f"{output.RELATIONS[private['neighbours']]}, at delta {output.short(private['delta'])}"),
     ]
     if private["canaries"]:
