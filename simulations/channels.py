@@ -8,7 +8,7 @@ from typing import Any
 
 from privacy.adaptive import AdaptiveSum
 from privacy.mechanism import GaussianSum, Mechanism
-from strategies.clipping import AdaptiveClip, ClipNorm
+from strategies.clipping import AdaptiveClip, ClipNorm, channel_problems, shares
 from strategies.experiment import SiloPrivacy
 from strategies.schema import ConfigError
 
@@ -18,7 +18,8 @@ COUNTED = 20  # Silos of an expected cohort for each std of noise on the count: 
 def mechanisms(silo: SiloPrivacy, noise: float, channels: Sequence[str], *, voters: float) -> dict[str, Mechanism]:
     """The mechanisms of all channels, which together cost what one Gaussian of `noise` does.
 
-    Channels on one sample cost like one Gaussian of (sum z^-2)^-1/2: each gets its share of the same price.
+    Channels on one sample cost like one Gaussian of (sum z^-2)^-1/2: each gets its share of the same price, an even one
+    where the experiment says no other.
 
     Args:
         silo: how silos are protected.
@@ -27,10 +28,19 @@ def mechanisms(silo: SiloPrivacy, noise: float, channels: Sequence[str], *, vote
         voters: the constant expected cohort of silos, without canaries.
 
     Raises:
-        ConfigError: a count of a clip norm that adapts costs more than all may cost.
+        ConfigError: settings of channels that there are not, or a count that costs more than all may cost.
     """
-    share = noise * math.sqrt(len(channels))
-    return {name: _mechanism(silo.clip_norm, share, voters, "privacy.silo.clip_norm") for name in channels}
+    if problems := list(channel_problems(silo.channels, channels)):  # For experiments that no file was read for.
+        raise ConfigError(problems)
+    own = {each.name: (number, each) for number, each in enumerate(silo.channels)}
+    parts, found = shares(silo.channels, channels), {}
+    for name in channels:
+        clip, where = silo.clip_norm, "privacy.silo.clip_norm"
+        if name in own and own[name][1].clip_norm is not None:
+            number, settings = own[name]
+            clip, where = settings.clip_norm or clip, f"privacy.silo.channels[{number}].clip_norm"
+        found[name] = _mechanism(clip, noise / math.sqrt(parts[name]), voters, where)
+    return found
 
 
 def _mechanism(clip: ClipNorm, noise: float, voters: float, where: str) -> Mechanism:

@@ -49,6 +49,9 @@ def _rows(cls: type[Any], path: str, open_variants: bool, seen: frozenset[Varian
             yield _row(field, hints.get(field.name), at, open_variants)
         if section or instead is not None:
             yield from _rows(typing.cast(type[Any], inner if section else instead), at, open_variants, seen)
+        item = typing.get_args(inner)[0] if typing.get_origin(inner) is tuple else None
+        if dataclasses.is_dataclass(item):
+            yield from _rows(typing.cast(type[Any], item), f"{at}[]", open_variants, seen)
         if variants is not None and open_variants and variants not in seen:  # A variant may hold one of its own kind.
             for name, variant in variants().items():
                 yield from _rows(variant, f"{at}[{name}]", open_variants, seen | {variants})

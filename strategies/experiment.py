@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from strategies.clipping import ClipNorm
+from strategies.clipping import ChannelPrivacy, ClipNorm
 from strategies.codec import encode
 from strategies.partitions import PARTITIONS, Partition
 from strategies.schema import key
@@ -99,6 +99,7 @@ class SiloPrivacy:
     epsilon: float | None = key(None, above=0, help="the whole run's epsilon, noise follows; this or noise_multiplier")
     delta: float = key(above=0, below=1, help="the delta of every epsilon that is reported")
     neighbours: Literal["add_remove", "zero_out", "replace"] = key("add_remove", help="what differs by one silo")
+    channels: tuple[ChannelPrivacy, ...] = key((), help="channels with settings of their own; left out, all are alike")
     allow_large_delta: bool = key(False, help="accept delta >= 1 / silos, which lets a silo be published whole")
 
 

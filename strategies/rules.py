@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from strategies.clipping import channel_problems
 from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train
 from strategies.words import spell
 
@@ -117,6 +118,12 @@ def _standardize_rules(data: Data, privacy: Privacy) -> Iterator[str]:
 
 def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
     yield from strategy.problems(private=privacy.silo is not None)
+    names = list(strategy.channels(1))
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", name):  # It names a stream of noise, which no other may share.
+            yield f"strategy: {strategy.name} has a channel {name[:40]!r}; name it by letters, digits and _"
+    if privacy.silo is not None:
+        yield from channel_problems(privacy.silo.channels, names)
     if privacy.audit.canaries and "delta" not in strategy.channels(1):
         yield f"privacy.audit.canaries: strategy {strategy.name} has no channel 'delta' to audit; use canaries: 0"
 

@@ -42,7 +42,8 @@ def expected(kind: Any, rules: Mapping[str, Any]) -> str:
         words = "a section of keys"
     elif typing.get_origin(inner) is tuple:
         item = typing.get_args(inner)[0]
-        words = f"a list of {PLURALS.get(item, expected(item, {}))}"
+        plural = "sections of keys" if dataclasses.is_dataclass(item) else expected(item, {})
+        words = f"a list of {PLURALS.get(item, plural)}"
     elif typing.get_origin(inner) is Literal:
         words = f"one of {listed(typing.get_args(inner))}"
     else:

@@ -273,7 +273,7 @@ MUTANTS = (
     Mutant(
         "schedule compared with the amplified claim",
         "simulations/auditing.py",
-        'if settings.participation == "bernoulli" or noise is None:',
+        'if settings.participation == "bernoulli" or not isinstance(audited, GaussianSum):',
         "if True:",
     ),
     Mutant(
@@ -449,6 +449,78 @@ MUTANTS = (
         "privacy/mechanism.py",
         "return events[0] if len(events) == 1 else Composed(events)",
         "return events[0]",
+    ),
+    Mutant(
+        "votes on the clip norm free of charge",
+        "privacy/adaptive.py",
+        "return Composed((Gaussian(self.noise_multiplier), Gaussian(2 * self.count_noise)))",
+        "return Gaussian(self.noise_multiplier)",
+    ),
+    Mutant(
+        "votes priced as if they moved half as far",
+        "privacy/adaptive.py",
+        "return Composed((Gaussian(self.noise_multiplier), Gaussian(2 * self.count_noise)))",
+        "return Composed((Gaussian(self.noise_multiplier), Gaussian(4 * self.count_noise)))",
+    ),
+    Mutant(
+        "votes of 0 and 1",
+        "privacy/adaptive.py",
+        "torch.where(norms <= self.clip_norm, 0.5, -0.5)",
+        "torch.where(norms <= self.clip_norm, 1.0, 0.0)",
+    ),
+    Mutant(
+        "an update of zeros votes",
+        "privacy/adaptive.py",
+        ".double() * (norms > 0)",
+        ".double()",
+    ),
+    Mutant(
+        "vectors with the noise of vectors and votes",
+        "privacy/adaptive.py",
+        "return cls(clip_norm, left**-0.5, quantile",
+        "return cls(clip_norm, noise_multiplier, quantile",
+    ),
+    Mutant(
+        "votes with half their noise",
+        "privacy/adaptive.py",
+        "noised(total, self.count_noise, source",
+        "noised(total, 0.5 * self.count_noise, source",
+    ),
+    Mutant(
+        "votes with the noise of the vectors",
+        "privacy/release.py",
+        'stream=(*stream, name, "votes")',
+        "stream=(*stream, name)",
+    ),
+    Mutant(
+        "canaries vote",
+        "server/canaries.py",
+        "payload=0, votes={})",
+        "payload=0)",
+    ),
+    Mutant(
+        "clip norm of round 1 after a restart",
+        "server/loop.py",
+        'restored(training.mechanisms, checkpoint.meta.get("clip_norms", {}))',
+        "training.mechanisms",
+    ),
+    Mutant(
+        "clip norm never adapts",
+        "server/loop.py",
+        "mechanisms=advanced(training.mechanisms, release)",
+        "mechanisms=training.mechanisms",
+    ),
+    Mutant(
+        "shares of channels as parts of the noise",
+        "simulations/channels.py",
+        "noise / math.sqrt(parts[name])",
+        "noise * math.sqrt(1 - parts[name] / 2)",
+    ),
+    Mutant(
+        "shares that do not add up",
+        "strategies/clipping.py",
+        "left = 1.0 - math.fsum(given.values())",
+        "left = 1.0",
     ),
     Mutant(
         "delta measured from zero",

@@ -1,4 +1,4 @@
-"""A clip norm that adapts: vectors and votes together cost what is said, under every relation, and the norm is found."""
+"""A clip norm that adapts: vectors and votes cost what is said, under every relation, and the quantile is found."""
 
 from __future__ import annotations
 
