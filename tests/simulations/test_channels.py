@@ -19,6 +19,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from privacy.accountant import epsilon
 from privacy.adaptive import AdaptiveSum
 from privacy.chain import load
 from privacy.events import Composed, Gaussian, Poisson, Sampled, gaussian_composed
@@ -401,3 +402,11 @@ def test_a_plan_counts_the_votes_among_the_bytes(
     planned = json.loads(capsys.readouterr().out)["bytes_up_per_round"]
     assert main(["run", str(config), "--out", str(tmp_path / "run")]) == 0
     assert planned == 4 * SILOS * 16 == rows(tmp_path / "run")[0]["bytes_up"]
+
+
+def test_a_schedule_of_canaries_is_compared_with_the_noise_of_their_own_channel(place: Path, tmp_path: Path) -> None:
+    """Half the price each: noise 2 sqrt(2) on the audited channel, and each canary in one round."""
+    config = mapping(place, strategy="two_channels")
+    config["privacy"]["audit"] = {"canaries": 4, "participation": "spread"}
+    measured = go(parse(config), tmp_path / "run").result["privacy"]["measured"]
+    assert measured["claim"] == pytest.approx(epsilon(Gaussian(2 * math.sqrt(2)), DELTA).upper, rel=1e-9)
