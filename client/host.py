@@ -14,6 +14,7 @@ from client.personal import PersonalStore
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
 from privacy import streams
+from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
 from strategies.base import Correction, Evaluation, Instruction, Strategy
@@ -35,6 +36,7 @@ class SiloHost:
         seed: of the experiment.
         stacked: train whole chunks at once where the task says how.
         personal: personal vectors, or None for a strategy without.
+        local: how each silo protects its own update before it leaves, or None.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class SiloHost:
         seed: int,
         stacked: bool,
         personal: PersonalStore | None,
+        local: LocalNoise | None = None,
     ) -> None:
+        self.local = local
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
         self.shards, self.held_out, self.metric = shards, held_out, shape.metric
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
@@ -71,13 +75,18 @@ class SiloHost:
         """Trains a chunk of silos and returns their clipped sums; with `record`, their private losses too."""
         out = Contributions(mechanisms, self.channel_sizes)
         losses: list[float] = []
+        spoilt: list[int] = []
         for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
             session = Session(self, group, instruction.round, record=record)
             update = self.strategy.local(session, instruction)
-            out.add(update.channels, update.weight, group)
+            channels = update.channels
+            if self.local is not None:  # The last step on the silo's side: what follows is the server's.
+                channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
+                spoilt += broken
+            out.add(channels, update.weight, group)
             losses += session.losses
         if self.personal is not None:
-            self.personal.forget([failure.silo for failure in out.failures])
+            self.personal.forget([failure.silo for failure in out.failures] + spoilt)
         return out.partial(chunk, losses)
 
     def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:

@@ -37,12 +37,13 @@ class Entry:
         seq: from 1.
         kind: reserve, commit or void.
         round: the training round.
-        unit: whose privacy it is (`silo`).
+        unit: whose privacy it is, and seen by whom (`silo`; `silo/local`, which its silos noised).
         neighbours: the relation its price is for.
         event: what a reserve costs; None on the others.
         reserve: the seq of the reserve that a commit or void closes; None on a reserve.
         run: who wrote it.
         torn: whether it stands for a line that was found torn, and so for what that line may have reserved.
+        silos: whom a reserve charges; None: every silo.
     """
 
     seq: int
@@ -54,6 +55,7 @@ class Entry:
     reserve: int | None
     run: str = ""
     torn: bool = False
+    silos: tuple[int, ...] | None = None
 
 
 class Chain:
@@ -128,6 +130,8 @@ class Chain:
             record["reserve"] = entry.reserve
         if entry.torn:
             record["torn"] = True
+        if entry.silos is not None:
+            record["silos"] = list(entry.silos)
         return _dump(record | {"check": check(record)})
 
     def record(self, entry: Entry, line: bytes) -> None:
@@ -202,7 +206,14 @@ def _entry(record: dict[str, Any]) -> Entry:
         record.get("reserve"),
         record["run"],
         record.get("torn", False) is True,
+        _silos(record["silos"]) if "silos" in record else None,
     )
+
+
+def _silos(data: Any) -> tuple[int, ...]:
+    if not isinstance(data, list) or not all(type(silo) is int and silo >= 0 for silo in data):
+        raise ValueError("silos: expected a list of the numbers of silos")
+    return tuple(data)
 
 
 def _dump(record: dict[str, Any]) -> bytes:

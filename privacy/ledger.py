@@ -77,11 +77,13 @@ class Ledger(Chain):
             self._file.close()
             raise
 
-    def reserve(self, round_: int, event: Event, *, unit: str, neighbours: str) -> Entry:
-        """Writes down what a round will cost; returns only when it is on the disk."""
+    def reserve(
+        self, round_: int, event: Event, *, unit: str, neighbours: str, silos: tuple[int, ...] | None = None
+    ) -> Entry:
+        """Writes down what a round will cost, and which silos (None: every one); returns when it is on the disk."""
         if self._first is not None:
             self._first(round_, event, unit=unit, neighbours=neighbours)
-        return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)
+        return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event, silos=silos)
 
     def commit(self, entry: Entry) -> Entry:
         """Says that the round of a reserve came to its end."""
@@ -127,8 +129,9 @@ class Ledger(Chain):
         neighbours: str,
         event: Event | None = None,
         reserve: int | None = None,
+        silos: tuple[int, ...] | None = None,
     ) -> Entry:
-        entry = Entry(self.head.seq + 1, kind, round_, unit, neighbours, event, reserve, self.run)
+        entry = Entry(self.head.seq + 1, kind, round_, unit, neighbours, event, reserve, self.run, silos=silos)
         line = self.line(entry, dataset=self.dataset)
         # A commit or a void that a crash takes back only overcounts, and the next reserve makes it durable too.
         self._write(line + b"\n", durable=kind == "reserve")

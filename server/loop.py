@@ -29,6 +29,7 @@ from privacy.noise import NoiseSource
 from privacy.release import Collector, Tally
 from server.checkpoint import Checkpoint
 from server.link import Link
+from server.local import LocalCharge
 from server.odometer import Odometer
 from server.sampler import Sampler
 from server.store import RunStore
@@ -80,6 +81,7 @@ class Training:
         evaluate: public evaluation of a model, or None.
         identity: what a checkpoint must agree on to be resumed (experiment's digest, data's fingerprint).
         watcher: looks at every released model, or None.
+        local: what being asked costs a silo whose update the server sees, where silos noise their own.
     """
 
     strategy: Strategy
@@ -99,6 +101,7 @@ class Training:
     evaluate: Callable[[Tensor], Mapping[str, float]] | None
     identity: Mapping[str, str]
     watcher: Watcher | None = None
+    local: LocalCharge | None = None
 
     @property
     def event(self) -> Event:
@@ -163,6 +166,8 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
     """
     events = (training.event, *training.before)
     checkpoint = unchanged(store, ledger, unit=UNIT, events=events, identity=training.identity)
+    if training.local is not None:
+        training.local.unchanged(ledger)
     store.cut(checkpoint)
     if training.watcher is not None:
         training.watcher.restore(checkpoint.watched if checkpoint is not None else {})
@@ -194,13 +199,14 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         charges = ledger.charges(UNIT) - len(before)
         _afford(training, odometer, charges + 1, round_)
         phases.begin()
-        entry = ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours)
+        cohort = training.cohort(round_)
+        entries = _reserve(training, ledger, round_, cohort)
         phases.done("reserve")
-        training, state, row = _train(training, link, state, round_, training.cohort(round_), phases)
+        training, state, row = _train(training, link, state, round_, cohort, phases)
         row["epsilon"] = odometer.after(charges + 1)
         phases.done("account")
         row |= _evaluate(training, state, round_, phases)
-        state = _commit(training, link, store, ledger, state, entry, row, phases)
+        state = _commit(training, link, store, ledger, state, entries, row, phases)
         yield RoundResult(round_, row, state)
 
 
@@ -226,6 +232,22 @@ def _afford(training: Training, odometer: Odometer, charges: int, round_: int) -
         f"round {round_} would bring epsilon to {'infinity' if after is None else round(after, 4)}, "
         f"above the budget of {training.budget}; stopped after round {round_ - 1}"
     )
+
+
+def _reserve(training: Training, ledger: Ledger, round_: int, cohort: list[int]) -> list[Entry]:
+    """Charges a round to each view of it; they are never added up.
+
+    Without noise of the server's an exact sum has no price. But where each silo noised its own update, outsiders see no
+    more than the server does, and that view is charged.
+    """
+    entries, local = [], training.local
+    if local is not None:
+        local.afford(ledger, round_, cohort, training.sampler.population)
+    if local is None or any(mechanism.private for mechanism in training.mechanisms.values()):
+        entries.append(ledger.reserve(round_, training.event, unit=UNIT, neighbours=training.neighbours))
+    if local is not None:
+        entries.append(local.reserve(ledger, round_, cohort))
+    return entries
 
 
 def _train(
@@ -294,7 +316,7 @@ def _commit(
     store: RunStore,
     ledger: Ledger,
     state: State,
-    entry: Entry,
+    entries: list[Entry],
     row: dict[str, Any],
     phases: Phases,
 ) -> State:
@@ -305,9 +327,10 @@ def _commit(
     norms = clip_norms(training.mechanisms)  # Of the next round: a restart must not begin with the first one.
     meta = {"ledger": head, "identity": dict(training.identity), "line": line, "clip_norms": norms}
     watched = training.watcher.kept() if training.watcher is not None else {}
-    store.save(Checkpoint(entry.round, state, meta, watched))
-    link.commit(entry.round)
-    ledger.commit(entry)
+    store.save(Checkpoint(row["round"], state, meta, watched))
+    link.commit(row["round"])
+    for entry in entries:
+        ledger.commit(entry)
     store.append(line)
     phases.done("store")
     return state

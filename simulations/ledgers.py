@@ -6,14 +6,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from privacy.accountant import Bracket, Neighbours, epsilon
+from privacy.accountant import Bracket, Neighbours
 from privacy.chain import Chain, Entry, Head, LedgerError, Loaded, load
 from privacy.checks import open_unit
-from privacy.events import Composed, Event, Repeated
+from privacy.events import Event
+from privacy.local import LOCAL, counts, worst_case
 from privacy.terms import Unpriceable
 
 CLOSE = 1e-9  # The same code prices the same events; only another version of a library rounds differently.
@@ -40,14 +41,14 @@ class Seen:
         name: what was looked at.
         where: the file, in words.
         head: the line that it saw last; None where it cannot be read.
-        claimed: what it claims to have cost; None where it claims nothing.
+        claimed: what it claims that each unit has cost; units that it claims nothing of are left out.
         problem: why it cannot be read.
     """
 
     name: str
     where: str
     head: Head | None = None
-    claimed: Mapping[str, Any] | None = None
+    claimed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -87,14 +88,14 @@ def find(path: Path) -> Place:
     return Place(path / "ledger.jsonl", path)
 
 
-def delta_of(place: Place) -> float | None:
-    """The delta that a run reports epsilon at; None for a ledger alone, and without privacy."""
+def delta_of(place: Place, unit: str = "silo") -> float | None:
+    """The delta that a run reports a unit's epsilon at; None for a ledger alone, and without privacy."""
     if place.run is None or not (place.run / "experiment.yaml").is_file():
         return None
     from strategies.yaml_text import read_yaml
 
-    silo = (read_yaml(place.run / "experiment.yaml").get("privacy") or {}).get("silo")
-    return None if silo is None else float(silo["delta"])
+    section = (read_yaml(place.run / "experiment.yaml").get("privacy") or {}).get("local" if unit == LOCAL else "silo")
+    return None if section is None else float(section["delta"])
 
 
 def groups(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[Event, list[Entry]]]:
@@ -107,15 +108,15 @@ def groups(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[Event, list[E
 
 
 def price(events: Mapping[Event, Sequence[Entry]], delta: float, *, neighbours: str) -> Bracket:
-    """What all entries of a unit and relation cost.
+    """What all entries of a unit and relation cost; where lines name the silos that they charge, the worst silo.
 
     Raises:
         Unpriceable: some event has no price under the relation, or nobody knows the relation.
     """
     open_unit(delta=delta)
-    history = Composed(tuple(Repeated(event, len(entries)) for event, entries in events.items()))
+    charged = [entry for entries in events.values() for entry in entries]
     try:
-        return epsilon(history, delta, neighbours=cast(Neighbours, neighbours))
+        return worst_case(charged, delta, neighbours=cast(Neighbours, neighbours))
     except Unpriceable:
         raise
     except ValueError as error:
@@ -138,18 +139,17 @@ def verify(place: Place, delta: float | None = None) -> Verdict:
     for name, problem in (found for one in seen for found in _compared(place.ledger, chain, one)):
         checked.append(name)
         problems += [problem] if problem else []
-    delta = delta if delta is not None else delta_of(place)
-    spent: dict[str, float] | None = None
-    try:
-        if delta is not None:
-            spent = {
-                f"{unit}/{neighbours}": price(events, delta, neighbours=neighbours).upper
-                for (unit, neighbours), events in groups(chain.counted()).items()
-            }
-    except Unpriceable as error:
-        problems.append(f"{place.ledger}: {error}")
+    spent: dict[str, float] = {}
+    for (unit, neighbours), events in groups(chain.counted()).items():
+        at = delta if delta is not None else delta_of(place, unit)
+        try:
+            spent |= {} if at is None else {f"{unit}/{neighbours}": price(events, at, neighbours=neighbours).upper}
+        except Unpriceable as error:
+            problems.append(f"{place.ledger}: {error}")
     counts = Counter(entry.unit for entry in chain.counted())
-    return Verdict(place.ledger, tuple(problems), tuple(checked), chain.head, dict(counts), bool(loaded.torn), spent)
+    return Verdict(
+        place.ledger, tuple(problems), tuple(checked), chain.head, dict(counts), bool(loaded.torn), spent or None
+    )
 
 
 def _torn(place: Place, loaded: Loaded) -> Iterator[str]:
@@ -176,9 +176,15 @@ def _seen(place: Place) -> Iterator[Seen]:
     if path.is_file():
         try:
             result = json.loads(path.read_bytes())
-            yield Seen("result.json", "result.json", _head(result["ledger"]), result["privacy"]["silo"])
+            said = {"silo": result["privacy"]["silo"], LOCAL: result["privacy"].get("local")}
+            claimed = {unit: values for unit, values in said.items() if values is not None}
+            yield Seen("result.json", "result.json", _head(result["ledger"]), claimed)
         except (ValueError, KeyError, TypeError) as error:
             yield Seen("result.json", "result.json", problem=f"{path}: not the result of a run ({error!r})")
+
+
+def _largest(entries: Sequence[Entry]) -> int:
+    return max((silo for entry in entries for silo in entry.silos or ()), default=0)
 
 
 def _head(data: Mapping[str, Any]) -> Head:
@@ -189,9 +195,10 @@ def _compared(ledger: Path, chain: Chain, seen: Seen) -> Iterator[tuple[str, str
     """What was looked at, and what is wrong with it."""
     problem = seen.problem if seen.head is None else _missing(ledger, chain, seen.head, where=seen.where)
     yield seen.name, problem
-    if problem is None and seen.head is not None and seen.claimed is not None:
+    for unit, claimed in seen.claimed.items() if problem is None and seen.head is not None else ():
+        assert seen.head is not None
         try:
-            yield "epsilon", _claim(ledger, seen.claimed, seen.head.seq)
+            yield "epsilon", _claim(ledger, claimed, seen.head.seq, unit)
         except (ValueError, KeyError, TypeError) as error:
             yield "epsilon", f"{ledger}: result.json claims what cannot be compared ({error!r})"
 
@@ -203,15 +210,18 @@ def _missing(ledger: Path, chain: Chain, seen: Head, *, where: str) -> str | Non
     return None if chain.holds(seen) else f"{ledger}: line {seen.seq} is not the one that {where} saw: another ledger"
 
 
-def _claim(ledger: Path, claimed: Mapping[str, Any], seq: int) -> str | None:
+def _claim(ledger: Path, claimed: Mapping[str, Any], seq: int, unit: str) -> str | None:
     """Whether the claimed epsilon is that of the lines up to a number; a run that went on has more of them."""
-    spent = [entry for entry in load(ledger, most=seq).chain.counted() if entry.unit == "silo"]
+    spent = [entry for entry in load(ledger, most=seq).chain.counted() if entry.unit == unit]
     found = groups(spent)
     if {neighbours for _, neighbours in found} - {claimed["neighbours"]}:
         return f"{ledger}: holds charges for another relation than result.json's {claimed['neighbours']}"
-    if len(spent) != claimed["charged_rounds"]:
-        return f"{ledger}: {len(spent)} charges, but result.json says {claimed['charged_rounds']}"
-    events = found.get(("silo", claimed["neighbours"]), {})
+    lines = claimed["charged_rounds" if unit == "silo" else "charged_lines"]
+    if len(spent) != lines:
+        return f"{ledger}: {len(spent)} charges, but result.json says {lines}"
+    if unit == LOCAL and max(counts(spent, 1 + _largest(spent)), default=0) != claimed["most_charges"]:
+        return f"{ledger}: charges some silo another number of times than result.json says"
+    events = found.get((unit, claimed["neighbours"]), {})
     try:
         upper = price(events, float(claimed["delta"]), neighbours=claimed["neighbours"]).upper
     except (Unpriceable, ValueError) as error:

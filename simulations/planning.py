@@ -10,6 +10,7 @@ from privacy.mechanism import ExactSum, Mechanism
 from server.loop import round_event
 from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
 from simulations import channels, standardization
+from simulations.local_privacy import LocalPlan, local_plan
 from strategies.experiment import Cohort, Experiment
 from strategies.schema import ConfigError
 from strategies.standardize import Private
@@ -30,6 +31,7 @@ class Plan:
         event: what one round costs a silo.
         before: what is released before round 1 (moments to standardise with).
         cost: epsilon of all rounds; None without privacy.
+        local: noise and price of single updates, where silos noise their own.
     """
 
     sampler: Sampler
@@ -40,6 +42,7 @@ class Plan:
     event: Event
     before: tuple[Event, ...]
     cost: Bracket | None
+    local: LocalPlan | None = None
 
     def after(self, rounds: int) -> Event:
         """All that is released up to the end of a round."""
@@ -68,11 +71,11 @@ def plan(experiment: Experiment, population: int) -> Plan:
     """
     sampler = make_sampler(experiment.cohort, population)
     sizes = experiment.strategy.channels(1)
-    silo = experiment.privacy.silo
+    silo, local = experiment.privacy.silo, local_plan(experiment, population=population)
     if silo is None:
         exact: dict[str, Mechanism] = {name: ExactSum() for name in sizes}
         event = round_event(experiment.strategy, exact, sampler)
-        return Plan(sampler, exact, None, "add_remove", None, event, (), None)
+        return Plan(sampler, exact, None, "add_remove", None, event, (), None, local)
     if not silo.allow_large_delta and not silo.delta * population < 1:
         limit = f"1 / silos = {1 / population:.4g}"
         raise ConfigError(
@@ -103,5 +106,5 @@ def plan(experiment: Experiment, population: int) -> Plan:
         noise = noise_multiplier_for(silo.epsilon, silo.delta, schedule, neighbours=silo.neighbours)
     mechanisms = channels.mechanisms(silo, noise, list(sizes), voters=sampler.expected)
     event = round_event(experiment.strategy, mechanisms, sampler)
-    unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None)
+    unpriced = Plan(sampler, mechanisms, noise, silo.neighbours, silo.delta, event, before, None, local)
     return replace(unpriced, cost=epsilon(unpriced.after(experiment.rounds), silo.delta, neighbours=silo.neighbours))

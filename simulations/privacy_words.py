@@ -57,6 +57,8 @@ def charged(run: Run) -> str:
 
 def unmeasured(run: Run) -> str:
     """Why there is no measured epsilon."""
+    if run.claimed is None and run.local is not None:
+        return "canaries measure privacy.silo, which this run has not"
     if run.claimed is None:
         return "nothing to compare with: no privacy is claimed"
     if not run.section("privacy").get("audit", {}).get("canaries"):

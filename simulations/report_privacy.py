@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from simulations import audit_words, privacy_words
+from simulations import audit_words, local_words, privacy_words
 from simulations.charts import Line, Mark, Span, line_chart, span_chart
 from simulations.privacy_words import finite
 from simulations.report_html import Html, element, join
@@ -17,6 +17,9 @@ from simulations.report_words import NEIGHBOURS, meaning, number, small
 def privacy_section(run: Run) -> Html:
     """Claim, measurement and epsilon over rounds."""
     heading = element("h2", {}, "Privacy")
+    if run.claimed is None and run.local is not None:
+        local = [local_words.short(run.local, alone=True), local_words.NO_BETTER, *local_words.details(run.local)]
+        return element("section", {}, heading, *(element("p", {}, text) for text in local))
     if run.claimed is None:
         return element("section", {}, heading, element("p", {}, privacy_words.NO_PRIVACY))
     if not run.claimed["charged_rounds"]:
@@ -24,6 +27,8 @@ def privacy_section(run: Run) -> Html:
     texts = [meaning(run.promised or run.claimed), privacy_words.claim(run), privacy_words.measurement(run)]
     if run.selection is not None:
         texts += privacy_words.chosen_words(run.selection, run.selection)
+    if run.local is not None:
+        texts += [local_words.not_added(run.local), *local_words.details(run.local)]
     paragraphs = [element("p", {}, text) for text in texts]
     paragraphs += [element("p", {"class": "warning"}, text) for text in privacy_words.warnings(run)]
     charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
@@ -33,6 +38,11 @@ def privacy_section(run: Run) -> Html:
 def claimed_words(run: Run) -> tuple[str, str]:
     """The claimed epsilon for the headline: the number, and what it is for."""
     claimed = run.promised
+    if claimed is None and run.local is not None:
+        upper = run.local["epsilon_upper"]
+        sign = "≤" if upper is not None else "="
+        head = f"ε {sign} {number(upper, rounding='up')}"
+        return head, f"at δ = {small(run.local['delta'])}, against the server and everybody else"
     if claimed is None:
         return "ε = ∞", "no privacy: updates were neither clipped nor noised"
     upper = claimed["epsilon_upper"]

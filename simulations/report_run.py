@@ -51,6 +51,12 @@ class Run:
         return found
 
     @property
+    def local(self) -> Mapping[str, Any] | None:
+        """What the server may have learned, where silos noised their own updates; None where they did not."""
+        found: Mapping[str, Any] | None = self.result["privacy"].get("local")
+        return found
+
+    @property
     def measured(self) -> Mapping[str, Any] | None:
         """The measured epsilon; None where nothing was audited."""
         found: Mapping[str, Any] | None = self.result["privacy"]["measured"]
@@ -77,7 +83,7 @@ class Run:
     @property
     def private_shown(self) -> bool:
         """Whether numbers computed on private rows may be shown: without privacy, or for research."""
-        return self.claimed is None or self.section("metrics").get("privacy") == "research"
+        return (self.claimed is None and self.local is None) or self.section("metrics").get("privacy") == "research"
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the experiment; empty where it has none."""

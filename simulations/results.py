@@ -16,7 +16,7 @@ from torch import Tensor
 
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
-from simulations import auditing, channels
+from simulations import auditing, channels, local_privacy
 from simulations.engines import setup
 
 if TYPE_CHECKING:
@@ -79,8 +79,11 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
 
 def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     silo = active.experiment.privacy.silo
+    local = None
+    if active.plan.local is not None:
+        local = local_privacy.described(active.plan.local, active.ledger, active.link.population)
     if silo is None:
-        return {"silo": None, "example": None, "measured": None, "cumulative": None}
+        return {"silo": None, "local": local, "example": None, "measured": None, "cumulative": None}
     spent = final_epsilon(active.training, active.ledger)
     claimed = {
         "epsilon_lower": _number(spent.lower),
@@ -94,7 +97,7 @@ def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, A
         "charged_rounds": active.ledger.charges("silo"),
     }
     measured = auditing.audit(active, predictor, claimed)
-    return {"silo": claimed, "example": None, "measured": measured, "cumulative": _cumulative(active)}
+    return {"silo": claimed, "local": local, "example": None, "measured": measured, "cumulative": _cumulative(active)}
 
 
 def _cumulative(active: ActiveRun) -> dict[str, Any] | None:
@@ -148,7 +151,7 @@ def _save_model(active: ActiveRun, predictor: Tensor) -> str:
 def _stamps(active: ActiveRun) -> list[str]:
     """What a reader must know before trusting the numbers."""
     stamps = []
-    if active.experiment.privacy.silo is not None:
+    if active.experiment.privacy.silo is not None or active.experiment.privacy.local is not None:
         stamps.append(active.noise.stamp)
         stamps.append("epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact")
         if active.records:

@@ -103,6 +103,20 @@ class SiloPrivacy:
     allow_large_delta: bool = key(False, help="accept delta >= 1 / silos, which lets a silo be published whole")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalPrivacy:
+    """Privacy against the server: every silo clips and noises its own update before it leaves."""
+
+    clip_norm: float = key(above=0, help="largest L2 norm of an update, before the silo's own noise")
+    noise_multiplier: float | None = key(None, above=0, help="noise std / clip norm, on each update; this or epsilon")
+    epsilon: float | None = key(None, above=0, help="of a silo that is asked in every round; this or noise_multiplier")
+    delta: float = key(above=0, below=1, help="the delta of the server's view, below 1 / silos")
+    neighbours: Literal["replace", "zero_out", "add_remove"] = key(
+        "replace", help="what differs: other data, or zeros; add_remove has no price, since the server sees who answers"
+    )
+    budget: float | None = key(None, above=0, help="epsilon that no silo may pass; the run ends before one would")
+
+
 @dataclass(frozen=True)
 class Audit:
     """Measuring what the run really leaks."""
@@ -121,6 +135,7 @@ class Privacy:
     """What protects silos, and how that is checked."""
 
     silo: SiloPrivacy | None = key(None, help="silo-level differential privacy; null: none")
+    local: LocalPrivacy | None = key(None, help="noise of each silo's own, against the server; null: none")
     audit: Audit = key(Audit(), help="the measured epsilon, beside the claimed one")
     noise: Literal["simulated", "system"] = key(
         "simulated", help="simulated: from the seed, repeatable; system: noise and cohorts are secret, no run repeats"

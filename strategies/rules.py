@@ -73,11 +73,29 @@ def _privacy_rules(privacy: Privacy) -> Iterator[str]:
             f"privacy.audit.canaries: found {privacy.audit.canaries}, but there is no privacy.silo to audit; "
             "add it or use canaries: 0"
         )
-    if silo is None and privacy.noise == "system":
+    if silo is None and privacy.local is None and privacy.noise == "system":
         yield "privacy.noise: found 'system', but there is no privacy.silo to add noise for; add it or use simulated"
     audit = privacy.audit
     if audit.participation != "spread" and audit.repeats != 1:
         yield f"privacy.audit.repeats: found {audit.repeats}, but only participation: spread uses it; remove it"
+
+
+def _local_rules(privacy: Privacy, cohort: Cohort, data: Data) -> Iterator[str]:
+    local = privacy.local
+    if local is None:
+        return
+    if (local.noise_multiplier is None) == (local.epsilon is None):
+        found = "neither" if local.epsilon is None else "both"
+        yield f"privacy.local: give one of noise_multiplier and epsilon, found {found}"
+    if local.neighbours == "add_remove":
+        yield "privacy.local.neighbours: the server sees who answers, so add_remove has no price; use replace, zero_out"
+    if data.silos is not None and not local.delta * data.silos < 1:
+        yield f"privacy.local.delta: must be < 1 / silos = {1 / data.silos:.4g}, got {spell(local.delta)}; lower it"
+    if data.standardize.name == "private":
+        yield "data.standardize: private shows each silo's moments to the server before noise; use own or constants"
+    if local.budget is not None and privacy.silo is not None and not (cohort.sampling == "all" or cohort.rate == 1):
+        # Its end would depend on cohorts that the price of privacy.silo takes for secret.
+        yield "privacy.local.budget: ends the run by who was asked, which privacy.silo keeps secret; remove one of them"
 
 
 def _repeats_rules(rounds: int, privacy: Privacy) -> Iterator[str]:
@@ -117,7 +135,7 @@ def _standardize_rules(data: Data, privacy: Privacy) -> Iterator[str]:
 
 
 def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
-    yield from strategy.problems(private=privacy.silo is not None)
+    yield from strategy.problems(private=privacy.silo is not None or privacy.local is not None)
     names = list(strategy.channels(1))
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", name):  # It names a stream of noise, which no other may share.
@@ -142,6 +160,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("strategy", "privacy"), _strategy_rules),
     (("data", "privacy"), _standardize_rules),
     (("privacy",), _privacy_rules),
+    (("privacy", "cohort", "data"), _local_rules),
     (("rounds", "privacy"), _repeats_rules),
     (("cohort", "privacy"), _sampling_rules),
     (("privacy", "data"), _delta_rules),

@@ -41,6 +41,7 @@ def execute(args: argparse.Namespace) -> int:
                     "run": str(args.run),
                     "name": run.result["name"],
                     "claimed": run.claimed,
+                    "local": run.local,
                     "selection": run.selection,
                     "measured": run.measured,
                     "statement": [{"topic": topic.title, "sentences": list(topic.sentences)} for topic in topics],

@@ -55,10 +55,10 @@ def show(args: argparse.Namespace) -> int:
 
     place = find(args.path)
     loaded = load(place.ledger)
-    delta = args.delta if args.delta is not None else delta_of(place)
     still_open = {entry.seq for entry in loaded.chain.open_reserves()}
     found = []
     for (unit, neighbours), events in groups(loaded.chain.counted()).items():
+        delta = args.delta if args.delta is not None else delta_of(place, unit)
         bracket = None if delta is None else price(events, delta, neighbours=neighbours)
         found.append(
             {
@@ -149,6 +149,7 @@ def _row(event: Event, entries: Sequence[Entry], still_open: set[int]) -> dict[s
         "charges": len(entries),
         "open": sum(entry.seq in still_open for entry in entries),
         "torn": sum(entry.torn for entry in entries),
+        "by_silo": any(entry.silos is not None for entry in entries),
         "runs": len({entry.run for entry in entries if not entry.torn}),
     }
 
@@ -158,6 +159,8 @@ def _tables(units: Sequence[Mapping[str, Any]], ledger: Path, lines: int, *, tor
         relation, delta = output.RELATIONS.get(unit["neighbours"], unit["neighbours"]), unit["delta"]
         spent = f"{output.bracket(unit['epsilon_lower'], unit['epsilon_upper'])} at delta {output.short(delta)}"
         pairs = [("unit", unit["unit"]), ("protects", relation)]
+        if any(row["by_silo"] for row in unit["events"]):
+            pairs.append(("counts", "lines name the silos that they charge; epsilon is of the one charged most"))
         pairs += [("epsilon", spent if delta is not None else "give --delta")]
         rows = [
             [_words(row["event"]), _span(row), *(str(row[name]) for name in ("charges", "open", "torn", "runs"))]

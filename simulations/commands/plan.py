@@ -33,7 +33,7 @@ def execute(args: argparse.Namespace) -> int:
     from simulations.running import prepare
 
     prepared = prepare(experiment, table=read_rows(args.dataset, experiment))
-    plan = size(experiment, prepared) | privacy(experiment, prepared)
+    plan = size(experiment, prepared) | privacy(experiment, prepared) | local(experiment, prepared)
     print(output.document(plan) if args.format == "json" else describe(plan))
     return OK
 
@@ -90,6 +90,37 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     return {"privacy": found | budget(experiment, prepared)}
 
 
+def local(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    """Noise of the silos' own, and what it costs one that is asked in every round."""
+    planned, section = prepared.plan.local, experiment.privacy.local
+    if planned is None or section is None:
+        return {"local": None}
+    found = {
+        "noise_multiplier": planned.noise_multiplier,
+        "noise_follows_from_epsilon": section.epsilon,
+        "clip_norm": section.clip_norm,
+        "delta": planned.delta,
+        "neighbours": planned.neighbours,
+        "epsilon_if_always_asked": output.finite(planned.cost.upper),
+    }
+    if planned.budget is not None:
+        found |= {"budget": planned.budget, "asked_within_budget": int(planned.charge.limit)}
+    return {"local": found}
+
+
+def _local_lines(local: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    noise, clip = output.short(local["noise_multiplier"]), output.short(local["clip_norm"])
+    yield "silos' own noise", f"{noise} times the clip norm of {clip}, on every single update"
+    value = output.at_most(local["epsilon_if_always_asked"])
+    yield (
+        "epsilon server",
+        f"{value} for {output.RELATIONS[local['neighbours']]}, at delta {output.short(local['delta'])}, "
+        "of a silo that is asked in every round",
+    )
+    if "budget" in local:
+        yield "budget of a silo", f"epsilon {output.short(local['budget'])}: asked {local['asked_within_budget']} times"
+
+
 def _noise(mechanisms: Mapping[str, Mechanism], divisor: float) -> float | None:
     """Noise on each number of a mean in round 1, where all channels have the same."""
     from privacy.mechanism import GaussianSum
@@ -129,6 +160,10 @@ def describe(plan: dict[str, Any]) -> str:
                   f"{output.size(plan['bytes_down_per_round'])} down, expected per round"),
     ]  # fmt: skip
     private = plan["privacy"]
+    if plan["local"] is not None:
+        pairs += _local_lines(plan["local"])
+        if private is None:
+            return output.facts([*pairs, ("epsilon outside", "at most that of the server, who sees more")])
     if private is None:
         return output.facts([*pairs, ("privacy", "no privacy: epsilon is infinite")])
     solved = private["noise_follows_from_epsilon"]

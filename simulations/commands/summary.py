@@ -53,6 +53,9 @@ def _measured(result: Result, *, public: bool) -> Iterator[tuple[str, str]]:
 
 def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     claimed, measured = result["privacy"]["silo"], result["privacy"]["measured"]
+    yield from _local(result["privacy"].get("local"), alone=claimed is None)
+    if claimed is None and result["privacy"].get("local") is not None:
+        return
     if claimed is None:
         yield "epsilon claimed", "no privacy: epsilon is infinite"
         return
@@ -70,6 +73,19 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
         yield "epsilon measured", f"{words}. {audit_words.sentence(measured)}"
         if audit_words.unsound(measured):
             yield "warning", audit_words.unsound(measured)
+
+
+def _local(local: Mapping[str, Any] | None, *, alone: bool) -> Iterator[tuple[str, str]]:
+    """The server's view, where silos noised their own updates."""
+    if local is None:
+        return
+    value, relation = output.at_most(local["epsilon_upper"]), output.RELATIONS[local["neighbours"]]
+    words = (
+        f"{value} at delta {output.short(local['delta'])}, for {relation}; asked {local['most_charges']} times at most"
+    )
+    yield "epsilon server", f"{words}. Against the server, by the silos' own noise"
+    if alone:
+        yield "epsilon outside", f"{value}, as whoever sees the models sees no more than the server"
 
 
 def _failures(updates: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

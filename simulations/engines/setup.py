@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from client.host import SiloHost
 from client.personal import PersonalStore
 from simulations.data.federation import Federation
+from simulations.local_privacy import protection
 from strategies.experiment import Experiment
 from strategies.layout import Layout
 from strategies.tasks import Shape, initial
@@ -61,6 +62,7 @@ def host(experiment: Experiment, federation: Federation, *, personal: Path) -> S
         seed=experiment.seed,
         stacked=experiment.engine.stacked == "auto",
         personal=PersonalStore(personal, silos=len(federation.train), sizes=sizes) if sizes else None,
+        local=protection(experiment),
     )
 
 
