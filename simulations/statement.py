@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +199,8 @@ def _not_covered(run: Run) -> Iterator[str]:
     yield (
         "Cohort counts: rounds.jsonl and the report show how many silos were asked and answered, and why others failed."
     )
+    if run.local is not None:
+        yield "Who was asked: the ledger names the silos of each round, so it is as private as the rest of the folder."
     yield (
         "Tuning: other runs on the same silos, made to choose this one’s settings, are further releases."
         if run.selection is None
@@ -230,10 +233,11 @@ def ledger_remarks(run: Run, folder: Path) -> list[str]:
     if seq and (len(lines) < seq or hashlib.sha256(lines[seq - 1]).hexdigest() != head["hash"]):
         return ["ledger.jsonl is not the ledger that this result was written with: do not rely on either."]
     try:
-        kinds = [json.loads(line)["kind"] for line in lines[seq:]]
+        records = [json.loads(line) for line in lines[seq:]]
+        units = Counter(record["unit"] for record in records if record["kind"] == "reserve")
     except (ValueError, KeyError, TypeError):
         return [f"ledger.jsonl is damaged after line {seq}: do not rely on it."]
-    if late := kinds.count("reserve"):
+    if late := max(units.values(), default=0):  # Each view of a round has a line.
         return [
             f"The ledger charges {late:,} round{'' if late == 1 else 's'} more than this result knows of: the run went "
             f"on after it, and costs more than is said here. To end it, in its folder: confide run --resume ."

@@ -687,8 +687,8 @@ MUTANTS = (
     Mutant(
         "explain: a ledger that went on passes",
         "simulations/statement.py",
-        'if late := kinds.count("reserve"):',
-        'if late := 0 * kinds.count("reserve"):',
+        "if late := max(units.values(), default=0):",
+        "if late := 0 * max(units.values(), default=0):",
     ),
 )
 

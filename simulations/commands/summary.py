@@ -99,7 +99,7 @@ def _bytes(sent: Mapping[str, Any]) -> str:
     return both if sent["ratio"] is None else f"{both}; {sent['ratio']:.2f} times the dense model both ways"
 
 
-COLUMNS = ("accuracy", "mse", "loss", "epsilon", "measured", "bytes_up", "bytes_down", "seconds")
+COLUMNS = ("accuracy", "mse", "loss", "epsilon", "server", "measured", "bytes_up", "bytes_down", "seconds")
 
 
 def numbers(result: Result) -> dict[str, float | None]:
@@ -110,6 +110,8 @@ def numbers(result: Result) -> dict[str, float | None]:
         found["epsilon"] = privacy.get("selection", privacy["silo"])[
             "epsilon_upper"
         ]  # Of a sweep: the choice included.
+    if privacy.get("local") is not None:
+        found["server"] = privacy["local"]["epsilon_upper"]
     if privacy["measured"] is not None:
         found["measured"] = privacy["measured"]["epsilon"]
     return found | {"bytes_up": sent["bytes_up"], "bytes_down": sent["bytes_down"], "seconds": result["seconds"]}
@@ -141,7 +143,7 @@ def shown(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
 
 def titles(columns: Sequence[str]) -> list[str]:
     """Columns as a reader calls them."""
-    return [{"bytes_up": "up", "bytes_down": "down"}.get(name, name) for name in columns]
+    return [{"bytes_up": "up", "bytes_down": "down", "server": "epsilon server"}.get(name, name) for name in columns]
 
 
 def _cell(name: str, value: float | None) -> str:
@@ -151,7 +153,7 @@ def _cell(name: str, value: float | None) -> str:
         return output.size(value)
     if name == "seconds":
         return f"{value:.1f}"
-    if name == "epsilon":
+    if name in ("epsilon", "server"):
         return output.at_most(value)
     return f"{value:.3f}" if name == "measured" else output.score(value)
 

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from privacy.accountant import epsilon
 from privacy.chain import load
 from privacy.events import Gaussian, Poisson, Repeated, Sampled
-from privacy.local import LOCAL, LocalNoise
+from privacy.local import CANARY, LOCAL, LocalNoise
 from server.checkpoint import read as read_checkpoint
 from server.store import StoreError
 from simulations import ledgers
@@ -242,10 +243,12 @@ def test_only_protected_updates_reach_the_sum(place: Path, tmp_path: Path, monke
 
     given: list[torch.Tensor] = []
     summed: list[torch.Tensor] = []
+    purposes = Counter[str]()
     protect, add = LocalNoise.protect, Contributions.add
 
     def protected(self: LocalNoise, *args: Any, **rest: Any) -> Any:
         channels, broken = protect(self, *args, **rest)
+        purposes[rest.get("purpose", "silos")] += len(channels["delta"])
         given.append(channels["delta"])
         return channels, broken
 
@@ -260,7 +263,8 @@ def test_only_protected_updates_reach_the_sum(place: Path, tmp_path: Path, monke
     result = go(parse(content), tmp_path / "run").result
     assert len(given) == len(summed)
     assert all(one is other for one, other in zip(given, summed, strict=True))
-    assert sum(len(each) for each in given) > result["updates"]["arrived"]  # Silos, and canaries beside them.
+    assert purposes["silos"] == result["updates"]["arrived"] > 0
+    assert purposes[CANARY] == purposes.total() - purposes["silos"] > 0  # Streams of their own.
 
 
 def test_system_noise_runs_and_does_not_repeat(place: Path, tmp_path: Path) -> None:
