@@ -164,7 +164,7 @@ ONE_PROBLEM = [
         "privacy.noise=system",
         "privacy.noise: found 'system', but there is no privacy.silo to add noise for; add it or use simulated",
     ),
-    (SMALL, "privacy.example={}", "privacy.example: unknown key, choose from audit, noise, silo"),
+    (SMALL, "privacy.example={}", "privacy.example: unknown key, choose from audit, local, noise, silo"),
     (SMALL, "privacy.noise=secret", "privacy.noise: must be one of simulated, system, found the text 'secret'"),
     (SMALL, "engine.workers=2", "engine.workers: found 2, but only kind: pool uses it; remove it or use kind: pool"),
 ]
