@@ -16,6 +16,7 @@ from client.planted import Planted
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
 from privacy import streams
+from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
@@ -41,6 +42,7 @@ class SiloHost:
         examples: noise, clip and rate of every silo's DP-SGD; None: examples have no privacy of their own.
         secret: their noise and batches come from the operating system, not from the seed.
         planted: canary examples of some silos, or None; needs `personal` to keep what becomes of them.
+        local: how each silo protects its own update before it leaves, or None.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class SiloHost:
         examples: Sequence[NoisySteps] | None = None,
         secret: bool = False,
         planted: Planted | None = None,
+        local: LocalNoise | None = None,
     ) -> None:
+        self.local = local
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
         self.shards, self.held_out, self.metric = shards, held_out, shape.metric
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
@@ -93,15 +97,20 @@ class SiloHost:
         """Trains a chunk of silos and returns their clipped sums; with `record`, their private losses too."""
         out = Contributions(mechanisms, self.channel_sizes)
         losses: list[float] = []
+        spoilt: list[int] = []
         for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
             session = Session(self, group, instruction.round, record=record, training=True)
             update = self.strategy.local(session, instruction)
-            out.add(update.channels, update.weight, group)
+            channels = update.channels
+            if self.local is not None:  # The last step on the silo's side: what follows is the server's.
+                channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
+                spoilt += broken
+            out.add(channels, update.weight, group)
             if self.planted is not None and self.personal is not None:
                 self.planted.keep(session.changes, self.personal)
             losses += session.losses
         if self.personal is not None:
-            self.personal.forget([failure.silo for failure in out.failures])
+            self.personal.forget([failure.silo for failure in out.failures] + spoilt)
         return out.partial(chunk, losses)
 
     def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:

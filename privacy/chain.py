@@ -37,13 +37,13 @@ class Entry:
         seq: from 1.
         kind: reserve, commit or void.
         round: the training round.
-        unit: whose privacy it is (`silo` or `example`).
+        unit: whose privacy it is, and seen by whom (`silo`; `example`; `silo/local`, which its silos noised).
         neighbours: the relation its price is for.
         event: what a reserve costs; None on the others.
         reserve: the seq of the reserve that a commit or void closes; None on a reserve.
         run: who wrote it.
         torn: whether it stands for a line that was found torn, and so for what that line may have reserved.
-        silos: whose units a reserve charges; empty where it charges those of all silos.
+        silos: whose units a reserve charges; None: those of every silo.
         deal: what says which rows the silos of these numbers hold; empty in a ledger where they are always the same.
     """
 
@@ -56,7 +56,7 @@ class Entry:
     reserve: int | None
     run: str = ""
     torn: bool = False
-    silos: tuple[int, ...] = ()
+    silos: tuple[int, ...] | None = None
     deal: str = ""
 
 
@@ -84,8 +84,8 @@ class Chain:
         everyone: Counter[Event] = Counter()
         for entry in self._spent.values():
             if entry.unit == unit and entry.event is not None:
-                everyone[entry.event] += not entry.silos
-                for silo in entry.silos:
+                everyone[entry.event] += entry.silos is None
+                for silo in entry.silos or ():
                     found.setdefault(silo, Counter())[entry.event] += 1
         return {silo: spent + everyone for silo, spent in found.items()}
 
@@ -143,7 +143,7 @@ class Chain:
             record["reserve"] = entry.reserve
         if entry.torn:
             record["torn"] = True
-        if entry.silos:
+        if entry.silos is not None:
             record["silos"] = list(entry.silos)
         if entry.deal:
             record["deal"] = entry.deal
@@ -221,15 +221,15 @@ def _entry(record: dict[str, Any]) -> Entry:
         record.get("reserve"),
         record["run"],
         record.get("torn", False) is True,
-        _silos(record.get("silos", [])),
+        _silos(record["silos"]) if "silos" in record else None,
         str(record.get("deal", "")),
     )
 
 
-def _silos(numbers: Any) -> tuple[int, ...]:
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"silos: expected numbers from 0 on, found {str(numbers)[:40]}")
-    return tuple(numbers)
+def _silos(data: Any) -> tuple[int, ...]:
+    if not isinstance(data, list) or not all(type(silo) is int and silo >= 0 for silo in data):
+        raise ValueError(f"silos: expected a list of numbers from 0 on, found {str(data)[:40]}")
+    return tuple(data)
 
 
 def _dump(record: dict[str, Any]) -> bytes:

@@ -77,14 +77,22 @@ class Ledger(Chain):
             self._file.close()
             raise
 
-    def reserve(self, round_: int, event: Event, *, unit: str, neighbours: str) -> Entry:
-        """Writes down what a round will cost; returns only when it is on the disk."""
+    def reserve(
+        self, round_: int, event: Event, *, unit: str, neighbours: str, silos: Sequence[int] | None = None
+    ) -> Entry:
+        """Writes down what a round will cost, and which silos (None: every one); returns when it is on the disk."""
         if self._first is not None:
             self._first(round_, event, unit=unit, neighbours=neighbours)
-        return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event)
+        return self._append("reserve", round_, unit=unit, neighbours=neighbours, event=event, silos=silos)
 
     def reserve_each(
-        self, round_: int, charges: Sequence[tuple[Event, Sequence[int]]], *, unit: str, neighbours: str, deal: str = ""
+        self,
+        round_: int,
+        charges: Sequence[tuple[Event, Sequence[int] | None]],
+        *,
+        unit: str,
+        neighbours: str,
+        deal: str = "",
     ) -> list[Entry]:
         """Writes down what a round will cost the units of some silos, a line per event and its silos.
 
@@ -146,11 +154,11 @@ class Ledger(Chain):
         neighbours: str,
         event: Event | None = None,
         reserve: int | None = None,
-        silos: Sequence[int] = (),
+        silos: Sequence[int] | None = None,
         deal: str = "",
         hold: bool = False,
     ) -> Entry:
-        seq, whose = self.head.seq + 1, tuple(silos)
+        seq, whose = self.head.seq + 1, None if silos is None else tuple(silos)
         entry = Entry(seq, kind, round_, unit, neighbours, event, reserve, self.run, silos=whose, deal=deal)
         line = self.line(entry, dataset=self.dataset)
         # A commit or a void that a crash takes back only overcounts, and the next reserve makes it durable too.

@@ -88,5 +88,10 @@ Mechanism = GaussianSum | ExactSum
 
 def joint_event(mechanisms: Mapping[str, Mechanism]) -> Event:
     """What all channels of one round cost together, before sampling: they are computed on one and the same cohort."""
-    events = tuple(mechanism.event for _, mechanism in sorted(mechanisms.items()))
+    events = tuple(event for _, mechanism in sorted(mechanisms.items()) for event in _parts(mechanism.event))
     return events[0] if len(events) == 1 else Composed(events)
+
+
+def _parts(event: Event) -> tuple[Event, ...]:
+    """What a channel releases, one by one: a flat list is what any reader of a ledger understands."""
+    return event.events if isinstance(event, Composed) else (event,)

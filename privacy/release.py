@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from privacy.adaptive import AdaptiveSum
 from privacy.mechanism import Mechanism
 from privacy.noise import NoiseSource
 
@@ -38,6 +39,7 @@ class Partial:
         payload: numbers sent up by the silos of this chunk.
         failures: updates refused.
         losses: mean training loss of each silo that reports one; private.
+        votes: sums of the votes on clip norms, of the channels that have them; private.
     """
 
     chunk: int
@@ -48,6 +50,7 @@ class Partial:
     payload: int = 0
     failures: tuple[Failure, ...] = ()
     losses: tuple[float, ...] = ()
+    votes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -69,6 +72,7 @@ class Contributions:
 
     def __post_init__(self) -> None:
         self.sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in self.sizes.items()}
+        self.votes = _no_votes(self.mechanisms)
 
     def add(self, channels: Mapping[str, Tensor], weight: Tensor | float, silos: Sequence[int]) -> None:
         """Adds the updates of `silos`: vectors `(N,)` for one silo or `(silos, N)` for several.
@@ -92,10 +96,12 @@ class Contributions:
             factors = mechanism.factors(norm)
             self.sums[name] += (factors * weights[good]) @ vectors
             clipped[good] |= factors < 1.0
+            if isinstance(mechanism, AdaptiveSum):  # Of whole updates: a weight makes none shorter.
+                self.votes[name] += float(mechanism.votes(norm).sum())
         self.weight += float(weights[good].sum())
         self.arrived += int(good.sum())
         self.clipped += int(clipped.sum())
-        self.payload += int(good.sum()) * sum(self.sizes.values())
+        self.payload += int(good.sum()) * (sum(self.sizes.values()) + len(self.votes))
 
     def _malformed(self, channels: Mapping[str, Tensor], silos: int) -> str | None:
         if set(channels) != set(self.sizes):
@@ -135,7 +141,12 @@ class Contributions:
             payload=self.payload,
             failures=tuple(self.failures),
             losses=tuple(losses),
+            votes=self.votes,
         )
+
+
+def _no_votes(mechanisms: Mapping[str, Mechanism]) -> dict[str, float]:
+    return {name: 0.0 for name, mechanism in mechanisms.items() if isinstance(mechanism, AdaptiveSum)}
 
 
 def _malformed_weight(weight: object, silos: int) -> str | None:
@@ -159,11 +170,13 @@ class Release:
         sums: channel to its released sum, `(N,)` float64.
         divisors: channel to what a mean divides by.
         population: all silos of the federation, also those not asked.
+        votes: channel to its released votes on the clip norm, where it adapts.
     """
 
     sums: Mapping[str, Tensor]
     divisors: Mapping[str, float]
     population: int
+    votes: Mapping[str, float] = field(default_factory=dict)
 
     def sum(self, channel: str) -> Tensor:
         """The released sum of a channel, `(N,)` float32."""
@@ -196,6 +209,7 @@ class Collector:
     ) -> None:
         self.mechanisms, self.expected, self.population = mechanisms, expected, population
         self.sums = {name: torch.zeros(sizes[name], dtype=torch.float64) for name in mechanisms}
+        self.votes = _no_votes(mechanisms)
         self.tally = Tally()
         self._next = 0
         self._waiting: dict[int, Partial] = {}
@@ -208,6 +222,8 @@ class Collector:
         while (ready := self._waiting.pop(self._next, None)) is not None:
             for name, total in self.sums.items():
                 total += ready.sums[name]
+            for name, votes in ready.votes.items():
+                self.votes[name] += votes  # Halves: every order of adding them gives the same number.
             self.tally.add(ready)
             self._next += 1
 
@@ -220,12 +236,14 @@ class Collector:
         """
         if self._waiting:
             raise ValueError(f"chunk {self._next} is missing; chunks {sorted(self._waiting)} came")
-        sums, divisors = {}, {}
+        sums, divisors, votes = {}, {}, {}
         for name, mechanism in self.mechanisms.items():
             sums[name] = mechanism.privatize(self.sums[name], source, stream=(*stream, name))
+            if isinstance(mechanism, AdaptiveSum):
+                votes[name] = mechanism.count(self.votes[name], source, stream=(*stream, name, "votes"))
             exact = not mechanism.private and self.tally.weight > 0
             divisors[name] = self.tally.weight if exact else self.expected
-        return Release(sums, divisors, self.population)
+        return Release(sums, divisors, self.population, votes)
 
 
 @dataclass

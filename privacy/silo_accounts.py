@@ -125,7 +125,7 @@ class SiloAccounts:
 
     def _reserve(self, round_: int, charges: Charges) -> None:
         everyone = len(self.budgets)
-        named = [(event, [] if len(set(silos)) == everyone else silos) for event, silos in charges if silos]
+        named = [(event, None if len(set(silos)) == everyone else silos) for event, silos in charges if silos]
         self._ledger.reserve_each(round_, named, unit=self.unit, neighbours=self.neighbours, deal=self.deal)
 
     def _require(self, round_: int, charges: Charges) -> None:

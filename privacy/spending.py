@@ -48,9 +48,9 @@ class Spending:
         everyone = self._all.setdefault(entry.deal, Counter())
         named = self._named.setdefault(entry.deal, {})
         most = self._most.setdefault(entry.deal, Counter())
-        if not entry.silos:
+        if entry.silos is None:
             everyone[entry.event] += 1
-        for silo in set(entry.silos):
+        for silo in set(entry.silos or ()):
             own = named.setdefault(silo, Counter())
             own[entry.event] += 1
             most[entry.event] = max(most[entry.event], own[entry.event])

@@ -41,6 +41,17 @@ def reserves(lines: list[bytes], unit: str) -> tuple[list[dict[str, Any]], str]:
     return [record for record in spent.values() if record["unit"] == unit], head
 
 
+def histories(records: list[dict[str, Any]]) -> list[Counter[str]]:
+    """What silos have spent, without those that another one includes; a line that names no silos charges all."""
+    charges = [(json.dumps(r["event"], sort_keys=True), set(r["silos"]) if "silos" in r else None) for r in records]
+    named = {silo for _, silos in charges if silos is not None for silo in silos} or {None}
+    spent = {
+        tuple(sorted(Counter(e for e, silos in charges if silos is None or silo in silos).items())) for silo in named
+    }
+    found = [Counter(dict(one)) for one in spent]
+    return [one for one in found if not any(one < other for other in found)]
+
+
 def dp_event(data: Any, scale: float) -> Any:
     """dp-accounting's event for a ledger's, every noise multiplier taken times `scale`."""
     import dp_accounting as dp
@@ -110,15 +121,16 @@ def main() -> None:
     try:
         *lines, torn = args.ledger.read_bytes().split(b"\n")
         found, head = reserves(lines, args.unit)
-        events = Counter(json.dumps(record["event"], sort_keys=True) for record in found)
-        events.update(set(events) if torn else ())  # Each once more: at least the dearest that it may have been.
+        spent = histories(found)
+        for events in spent:  # Each once more: at least the dearest that it may have been.
+            events.update({event for one in spent for event in one} if torn else ())
         (neighbours,) = {record["neighbours"] for record in found} or {"add_remove"}
         if not 0 < args.delta < 1 or (torn and not found):
             raise ValueError("delta is no probability, or a torn line may have reserved anything")
-        spent = epsilon(events, neighbours, args.delta)
+        worst = max(epsilon(events, neighbours, args.delta) for events in spent)
     except Exception as error:  # Whatever it is, nothing is proved.
         sys.exit(f"verify: {args.ledger}: {error!r}")
-    print(json.dumps({"epsilon": spent if math.isfinite(spent) else None, "charges": events.total(),
+    print(json.dumps({"epsilon": worst if math.isfinite(worst) else None, "charges": max(one.total() for one in spent),
                       "torn": bool(torn) + sum("torn" in record for record in found), "head": head}))  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from privacy.audit import LENGTH, direction
+from privacy.local import CANARY, LocalNoise
 from privacy.mechanism import GaussianSum, Mechanism
 from privacy.release import Contributions, Partial
 from server.link import Link
@@ -26,7 +27,8 @@ NUMBERS = 2**22  # Numbers in a block of directions: 32 MiB.
 class CanaryLink:
     """A link that adds canaries to what another link brings.
 
-    Canaries are never trained, and count neither as silos, nor as bytes, nor in the clip fraction.
+    Canaries are never trained, do not vote on a clip norm that adapts, and count neither as silos, nor as bytes, nor in
+    the clip fraction.
 
     Args:
         link: the silos.
@@ -34,11 +36,20 @@ class CanaryLink:
         channel: the audited channel; canaries send zeros on the others.
         sizes: channel to the length of its vectors.
         seed: of the experiment.
+        local: how silos protect their own updates, or None; canaries take the same way.
     """
 
     def __init__(
-        self, link: Link, *, participation: Participation, channel: str, sizes: Mapping[str, int], seed: int
+        self,
+        link: Link,
+        *,
+        participation: Participation,
+        channel: str,
+        sizes: Mapping[str, int],
+        seed: int,
+        local: LocalNoise | None = None,
     ) -> None:
+        self.local = local
         self.link, self.participation, self.channel, self.seed = link, participation, channel, seed
         self.sizes = dict(sizes)
         self.population = link.population
@@ -65,8 +76,11 @@ class CanaryLink:
         length = LENGTH * (audited.clip_norm if isinstance(audited, GaussianSum) else 1.0)
         for at in range(0, len(drawn), self.block):
             block = drawn[at : at + self.block]
-            total.add(self._update(block, length), 1.0, block)
-        return replace(total.partial(chunk), weight=0.0, arrived=0, clipped=0, payload=0)
+            update = self._update(block, length)
+            if self.local is not None:
+                update, _ = self.local.protect(update, 1.0, block, round_=round_, purpose=CANARY)
+            total.add(update, 1.0, block)
+        return replace(total.partial(chunk), weight=0.0, arrived=0, clipped=0, payload=0, votes={})
 
     def _update(self, canaries: Sequence[int], length: float) -> dict[str, Tensor]:
         size = self.sizes[self.channel]

@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from privacy import streams
 from privacy.account import BudgetSpent
 from privacy.accountant import Neighbours, epsilon
+from privacy.adaptive import advanced, clip_norms, restored
 from privacy.events import Composed, Event, NonPrivate, Repeated
 from privacy.ledger import Entry, Ledger
 from privacy.mechanism import Mechanism, joint_event
@@ -29,6 +30,7 @@ from privacy.noise import NoiseSource
 from privacy.release import Collector, Tally
 from server.checkpoint import Checkpoint
 from server.link import Link
+from server.local import LocalCharge
 from server.odometer import Odometer
 from server.sampler import CyclicCohort, Sampler
 from server.store import RunStore
@@ -72,7 +74,7 @@ class Training:
         strategy: server half of the algorithm.
         model: initial vector `(N,)`.
         sampler: who is asked.
-        mechanisms: channel to its mechanism; all private or none.
+        mechanisms: channel to its mechanism, of the next round; all private or none.
         rounds: how many.
         seed: of every simulated stream.
         noise: where noise comes from; where it is secret, cohorts are too, and each retrained round draws both anew.
@@ -89,6 +91,7 @@ class Training:
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
         admit: is given a round and its cohort; a round is reserved inside of what it returns, or stopped by it.
         carried: what turns and correlated noise remember from round to round.
+        local: what being asked costs a silo whose update the server sees, where silos noise their own.
     """
 
     strategy: Strategy
@@ -110,10 +113,12 @@ class Training:
     watcher: Watcher | None = None
     ledgers: Sequence[Ledger] = ()
     admit: Callable[[int, Sequence[int]], AbstractContextManager[None]] = always
-    carried: Carried = field(init=False, compare=False, repr=False)
+    local: LocalCharge | None = None
+    carried: Carried = field(default=cast(Carried, None), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "carried", Carried(self.sampler, self.mechanisms, self.rounds))
+        if self.carried is None:  # Else the training goes on with other mechanisms: it remembers the same.
+            object.__setattr__(self, "carried", Carried(self.sampler, self.mechanisms, self.rounds))
 
     @property
     def event(self) -> Event:
@@ -172,26 +177,29 @@ class Phases:
         self._mark = now
 
 
-def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> tuple[int, State]:
-    """Brings everything to the last committed round; returns that round (0 for none) and the state after it.
+def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> tuple[int, State, Training]:
+    """Brings everything to the last committed round; returns that round (0 for none), the state and what follows it.
 
     Raises:
         StoreError: see `server.unchanged`.
     """
     known = (*events(training.event), *training.before)
     checkpoint = unchanged(store, ledger, unit=UNIT, events=known, identity=training.identity, others=training.ledgers)
+    if training.local is not None:
+        training.local.unchanged(ledger)
     store.cut(checkpoint)
     if training.watcher is not None:
         training.watcher.restore(checkpoint.watched if checkpoint is not None else {})
     training.carried.restore(*((checkpoint.round, checkpoint.carried) if checkpoint is not None else (0, {})))
     if checkpoint is None:
         link.recover(0)
-        return 0, training.strategy.init(training.model, streams.generator(training.seed, "init"))
+        return 0, training.strategy.init(training.model, streams.generator(training.seed, "init")), training
     link.recover(checkpoint.round)
     for entry in ledger.open_reserves():
         if entry.seq <= int(checkpoint.meta["ledger"]["seq"]) and entry.round == checkpoint.round:
             ledger.commit(entry)
-    return checkpoint.round, checkpoint.state
+    mechanisms = restored(training.mechanisms, checkpoint.meta.get("clip_norms", {}))
+    return checkpoint.round, checkpoint.state, replace(training, mechanisms=mechanisms)
 
 
 def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iterator[RoundResult]:
@@ -204,7 +212,7 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         Diverged: when the model is no longer finite.
         TooSoon: before a round that would ask a silo sooner than its price allows.
     """
-    done, state = resume(training, link, store, ledger)
+    done, state, training = resume(training, link, store, ledger)
     before = _before(training, ledger)
     rounds = charged(training.sampler, training.rounds)
     odometer = Odometer(training.event, training.neighbours, training.delta, rounds, training.budget, before)
@@ -216,14 +224,14 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         charges = ledger.charges(UNIT) + 1 - len(before) - turns.free
         _afford(training, odometer, charges, round_)
         phases.begin()
-        with training.admit(round_, cohort):  # Both units are charged, or neither is and nobody is asked.
-            entry = ledger.reserve(round_, event, unit=UNIT, neighbours=training.neighbours)
+        with training.admit(round_, cohort):  # All units are charged, or none is and nobody is asked.
+            entries = _reserve(training, ledger, event, round_, cohort)
         phases.done("reserve")
-        state, row = _train(training, link, state, round_, cohort, phases)
+        training, state, row = _train(training, link, state, round_, cohort, phases)
         row["epsilon"] = odometer.after(charges)
         phases.done("account")
         row |= _evaluate(training, state, round_, phases)
-        state = _commit(training, link, store, ledger, state, entry, row, phases)
+        state = _commit(training, link, store, ledger, state, entries, row, phases)
         yield RoundResult(round_, row, state)
 
 
@@ -252,9 +260,25 @@ def _afford(training: Training, odometer: Odometer, charges: int, round_: int) -
     )
 
 
+def _reserve(training: Training, ledger: Ledger, event: Event, round_: int, cohort: list[int]) -> list[Entry]:
+    """Charges a round to each view of it; they are never added up.
+
+    Without noise of the server's an exact sum has no price. But where each silo noised its own update, outsiders see no
+    more than the server does, and that view is charged.
+    """
+    entries, local = [], training.local
+    if local is not None:
+        local.afford(ledger, round_, cohort, training.sampler.population)
+    if local is None or any(mechanism.private for mechanism in training.mechanisms.values()):
+        entries.append(ledger.reserve(round_, event, unit=UNIT, neighbours=training.neighbours))
+    if local is not None:
+        entries.append(local.reserve(ledger, round_, cohort))
+    return entries
+
+
 def _train(
     training: Training, link: Link, state: State, round_: int, cohort: list[int], phases: Phases
-) -> tuple[State, dict[str, Any]]:
+) -> tuple[Training, State, dict[str, Any]]:
     strategy = training.strategy
     instruction = strategy.instruct(state, round_)
     sizes = strategy.channels(training.model.numel())
@@ -274,7 +298,8 @@ def _train(
     if training.watcher is not None:
         training.watcher.see(before, strategy.predictor(state))
         phases.done("audit")
-    return state, {"round": round_, "cohort": len(cohort)} | _counts(training, collector.tally, instruction.payload)
+    row = {"round": round_, "cohort": len(cohort)} | _counts(training, collector.tally, instruction.payload)
+    return replace(training, mechanisms=advanced(training.mechanisms, release)), state, row
 
 
 def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, Any]:
@@ -290,6 +315,7 @@ def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, An
         "parameters_down": down,
         "bytes_up": 4 * up,  # float32 vectors.
         "bytes_down": 4 * down,
+        "clip_norms": clip_norms(training.mechanisms),  # Of released votes alone: public.
         "train_loss": None,
         "clip_fraction": None,
     }
@@ -316,7 +342,7 @@ def _commit(
     store: RunStore,
     ledger: Ledger,
     state: State,
-    entry: Entry,
+    entries: list[Entry],
     row: dict[str, Any],
     phases: Phases,
 ) -> State:
@@ -325,11 +351,13 @@ def _commit(
     heads = {other.path.name: asdict(other.head) for other in training.ledgers}
     head = asdict(ledger.head)
     link.stage()
-    meta = {"ledger": head, "ledgers": heads, "identity": dict(training.identity), "line": line}
+    norms = clip_norms(training.mechanisms)  # Of the next round: a restart must not begin with the first one.
+    meta = {"ledger": head, "ledgers": heads, "identity": dict(training.identity), "line": line, "clip_norms": norms}
     watched = training.watcher.kept() if training.watcher is not None else {}
-    store.save(Checkpoint(entry.round, state, meta, watched, training.carried.kept(entry.round)))
-    link.commit(entry.round)
-    ledger.commit(entry)
+    store.save(Checkpoint(row["round"], state, meta, watched, training.carried.kept(row["round"])))
+    link.commit(row["round"])
+    for entry in entries:
+        ledger.commit(entry)
     store.append(line)
     phases.done("store")
     return state

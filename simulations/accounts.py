@@ -9,6 +9,7 @@ from pathlib import Path
 
 from privacy.account import Account
 from privacy.ledger import Charge, LedgerError
+from privacy.local import LOCAL
 from server.checkpoint import atomic_write
 from server.loop import UNIT
 from simulations.planning import Plan
@@ -76,4 +77,8 @@ def identity(folder: Path) -> str:
 
 def charges(plan: Plan) -> list[Charge]:
     """All that a run of this plan can have reserved, for a line of its ledger that a crash tore."""
-    return [Charge(UNIT, plan.neighbours, event) for event in plan.events]
+    found = [Charge(UNIT, plan.neighbours, event) for event in plan.events]
+    if plan.local is None:
+        return found
+    local = Charge(LOCAL, plan.local.neighbours, plan.local.event)
+    return [local] if plan.delta is None else [*found, local]

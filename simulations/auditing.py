@@ -145,12 +145,15 @@ def _claim(active: ActiveRun, claimed: Mapping[str, Any]) -> tuple[float, str]:
     """What canaries may show: the run's epsilon, or without amplification where they took part on a schedule."""
     from privacy.accountant import epsilon
     from privacy.events import Gaussian
+    from privacy.mechanism import GaussianSum
+    from simulations.planning import AUDITED
 
-    settings, noise = active.experiment.privacy.audit, active.plan.noise_multiplier
-    if settings.participation == "bernoulli" or noise is None:
+    settings, audited = active.experiment.privacy.audit, active.plan.mechanisms.get(AUDITED)
+    if settings.participation == "bernoulli" or not isinstance(audited, GaussianSum):
         upper = claimed["epsilon_upper"]
         return (math.inf if upper is None else float(upper)), RUN_CLAIM
-    equivalent = noise / math.sqrt(settings.repeats)
+    # Canaries show on one channel alone, which may have more noise than all channels together.
+    equivalent = audited.noise_multiplier / math.sqrt(settings.repeats)
     words = f"the unsampled Gaussian of noise multiplier {equivalent:.4g} (each canary in {settings.repeats} rounds)"
     return epsilon(Gaussian(equivalent), float(claimed["delta"])).upper, words
 

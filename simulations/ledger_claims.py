@@ -10,6 +10,7 @@ from typing import Any, cast
 from privacy.accountant import Bracket, Neighbours
 from privacy.chain import Chain, Entry, load
 from privacy.checks import open_unit
+from privacy.local import LOCAL, counts
 from privacy.spending import Spending, history, worst
 from privacy.terms import Unpriceable
 
@@ -40,34 +41,43 @@ def price(entries: Sequence[Entry], delta: float, *, neighbours: str) -> Bracket
         raise Unpriceable(str(error)) from error
 
 
-def contradiction(ledger: Path, claimed: Mapping[str, Any], seq: int) -> str | None:
+def contradiction(ledger: Path, claimed: Mapping[str, Any], seq: int, *, unit: str) -> str | None:
     """Where a claim is not that of the lines up to a number; a run that went on has more of them.
 
     Args:
         ledger: the file.
-        claimed: a result's claim of silos, or, with `silos` (how many there were), of their examples.
+        claimed: a result's claim of the unit; of examples with `silos`, how many there were.
         seq: number of the last line that the claim is about.
+        unit: whose claim it is.
 
     Raises:
         ValueError, KeyError, TypeError: a claim that cannot be compared.
     """
     chain = load(ledger, most=seq).chain
-    unit = "example" if "silos" in claimed else "silo"
     if {relation for found, relation in groups(chain.counted()) if found == unit} - {claimed["neighbours"]}:
         return f"{ledger}: holds charges for another relation than result.json's {claimed['neighbours']}"
-    problem = _of_examples(chain, claimed) if unit == "example" else _of_silos(chain, claimed)
+    problem = _of_examples(chain, claimed) if unit == "example" else _of_silos(chain, claimed, unit)
     return None if problem is None else f"{ledger}: {problem}"
 
 
-def _of_silos(chain: Chain, claimed: Mapping[str, Any]) -> str | None:
-    spent = [entry for entry in chain.counted() if entry.unit == "silo"]
-    if len(spent) != claimed["charged_rounds"]:
-        return f"{len(spent)} charges, but result.json says {claimed['charged_rounds']}"
+def _of_silos(chain: Chain, claimed: Mapping[str, Any], unit: str) -> str | None:
+    spent = [entry for entry in chain.counted() if entry.unit == unit]
+    lines = claimed["charged_lines" if unit == LOCAL else "charged_rounds"]
+    if len(spent) != lines:
+        return f"{len(spent)} charges, but result.json says {lines}"
+    if unit == LOCAL and _most(spent) != claimed["most_charges"]:
+        return "charges some silo another number of times than result.json says"
     try:
         upper = price(spent, float(claimed["delta"]), neighbours=claimed["neighbours"]).upper
     except (Unpriceable, ValueError) as error:
         return str(error)
     return _differs("its events cost epsilon", upper, claimed["epsilon_upper"])
+
+
+def _most(spent: Sequence[Entry]) -> int:
+    """How often the silo was charged that was charged most."""
+    largest = max((silo for entry in spent for silo in entry.silos or ()), default=0)
+    return max(counts(spent, 1 + largest))
 
 
 def _of_examples(chain: Chain, claimed: Mapping[str, Any]) -> str | None:

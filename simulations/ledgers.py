@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from privacy.chain import Chain, Head, LedgerError, Loaded, load
+from privacy.local import LOCAL
 from privacy.terms import Unpriceable
 from simulations.ledger_claims import contradiction, groups, price
 
 MAIN, SILOS = "ledger.jsonl", "silos-ledger.jsonl"
-UNITS = ("silo", "example")
+SECTIONS = {"silo": "silo", LOCAL: "local", "example": "example"}  # Of privacy, for each unit of a ledger.
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class Seen:
         name: what was looked at.
         where: the file, in words.
         head: the line that it saw last; None where it cannot be read.
-        claimed: what it claims to have cost; None where it claims nothing.
+        claimed: what it claims that each unit has cost; units that it claims nothing of are left out.
         problem: why it cannot be read.
     """
 
     name: str
     where: str
     head: Head | None = None
-    claimed: Mapping[str, Any] | None = None
+    claimed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -100,7 +101,7 @@ def deltas_of(place: Place) -> dict[str, float]:
     if place.run is None or not (place.run / "experiment.yaml").is_file():
         return {}
     privacy = _privacy(place.run)
-    return {unit: float(privacy[unit]["delta"]) for unit in UNITS if privacy.get(unit) is not None}
+    return {unit: float(privacy[key]["delta"]) for unit, key in SECTIONS.items() if privacy.get(key) is not None}
 
 
 def verify(place: Place, delta: float | None = None) -> Verdict:
@@ -169,20 +170,22 @@ def _head(data: Mapping[str, Any], place: Place) -> Head:
     return Head(int(seen["seq"]), str(seen["hash"]))
 
 
-def _claimed(result: Mapping[str, Any], place: Place) -> Mapping[str, Any] | None:
-    if place.ledger.name == MAIN:
-        silo: Mapping[str, Any] | None = result["privacy"]["silo"]
-        return silo
-    return {**result["privacy"]["example"], "silos": result["silos"]}
+def _claimed(result: Mapping[str, Any], place: Place) -> Mapping[str, Mapping[str, Any]]:
+    """What a result claims of a ledger's units."""
+    privacy = result["privacy"]
+    if place.ledger.name != MAIN:
+        return {"example": {**privacy["example"], "silos": result["silos"]}}
+    return {unit: privacy[SECTIONS[unit]] for unit in ("silo", LOCAL) if privacy.get(SECTIONS[unit]) is not None}
 
 
 def _compared(ledger: Path, chain: Chain, seen: Seen) -> Iterator[tuple[str, str | None]]:
     """What was looked at, and what is wrong with it."""
     problem = seen.problem if seen.head is None else _missing(ledger, chain, seen.head, where=seen.where)
     yield seen.name, problem
-    if problem is None and seen.head is not None and seen.claimed is not None:
+    for unit, claimed in seen.claimed.items() if problem is None and seen.head is not None else ():
+        assert seen.head is not None
         try:
-            yield "epsilon", contradiction(ledger, seen.claimed, seen.head.seq)
+            yield "epsilon", contradiction(ledger, claimed, seen.head.seq, unit=unit)
         except (ValueError, KeyError, TypeError) as error:
             yield "epsilon", f"{ledger}: result.json claims what cannot be compared ({error!r})"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,8 +13,9 @@ from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from server import turns
 from server.loop import round_event
 from server.sampler import CyclicCohort, FixedCohort, FullCohort, PoissonCohort, Sampler
-from simulations import example_privacy, standardization
+from simulations import channels, example_privacy, standardization
 from simulations.example_privacy import ExamplePlan
+from simulations.local_privacy import LocalPlan, local_plan
 from strategies.experiment import Cohort, Experiment
 from strategies.schema import ConfigError
 from strategies.standardize import Private
@@ -38,6 +38,7 @@ class Plan:
         before: what is released before round 1 (moments to standardise with).
         cost: epsilon of all rounds; None without privacy.
         example: noise and price of single examples; None without example-level privacy.
+        local: noise and price of single updates, where silos noise their own.
     """
 
     sampler: Sampler
@@ -50,6 +51,7 @@ class Plan:
     before: tuple[Event, ...]
     cost: Bracket | None
     example: ExamplePlan | None = None
+    local: LocalPlan | None = None
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -96,13 +98,13 @@ def plan(experiment: Experiment, population: int) -> Plan:
     """
     sampler = make_sampler(experiment.cohort, population)
     sizes = experiment.strategy.channels(1)
-    channels = list(sizes)
     silo, example = experiment.privacy.silo, example_privacy.plan(experiment, population)
+    local = local_plan(experiment, population=population)
     if silo is None:
-        exact: dict[str, Mechanism] = {name: ExactSum() for name in channels}
+        exact: dict[str, Mechanism] = {name: ExactSum() for name in sizes}
         event = round_event(experiment.strategy, exact, sampler)
         rounds = experiment.rounds
-        return Plan(sampler, exact, None, "add_remove", None, rounds, event, (), None, example)
+        return Plan(sampler, exact, None, "add_remove", None, rounds, event, (), None, example, local)
     if not silo.allow_large_delta and not silo.delta * population < 1:
         limit = f"1 / silos = {1 / population:.4g}"
         raise ConfigError(
@@ -132,25 +134,33 @@ def plan(experiment: Experiment, population: int) -> Plan:
     if noise is None:
         assert silo.epsilon is not None  # The schema asks for one of the two.
         noise = noise_multiplier_for(silo.epsilon, silo.delta, schedule, neighbours=silo.neighbours)
-    # Channels on one sample cost like one Gaussian of (sum z^-2)^-1/2: each gets its share of the same price.
-    share = noise * math.sqrt(len(channels))
-    mechanisms: dict[str, Mechanism] = {name: _sum(experiment, sampler, share) for name in channels}
-    event = round_event(experiment.strategy, mechanisms, sampler)
+    mechanisms = _correlated(
+        experiment, sampler, channels.mechanisms(silo, noise, list(sizes), voters=sampler.expected)
+    )
+    event, rounds = round_event(experiment.strategy, mechanisms, sampler), experiment.rounds
     unpriced = Plan(
-        sampler, mechanisms, noise, silo.neighbours, silo.delta, experiment.rounds, event, before, None, example
+        sampler, mechanisms, noise, silo.neighbours, silo.delta, rounds, event, before, None, example, local
     )
     return replace(unpriced, cost=epsilon(unpriced.after(experiment.rounds), silo.delta, neighbours=silo.neighbours))
 
 
-def _sum(experiment: Experiment, sampler: Sampler, noise: float) -> GaussianSum:
-    """The mechanism of one channel; correlated noise remembers, so each channel has its own."""
-    silo = experiment.privacy.silo
-    assert silo is not None
-    if silo.mechanism == "gaussian":
-        return GaussianSum(silo.clip_norm, noise)
+def _correlated(experiment: Experiment, sampler: Sampler, mechanisms: dict[str, Mechanism]) -> dict[str, Mechanism]:
+    """The mechanisms with noise that is correlated over rounds, where the experiment asks for it.
+
+    It remembers, so each channel has its own; and it is in units of one clip norm, so that may not change.
+    """
+    assert experiment.privacy.silo is not None
+    if experiment.privacy.silo.mechanism == "gaussian":
+        return mechanisms
     if not isinstance(sampler, CyclicCohort):  # The schema asks for it, too.
         raise ConfigError(["privacy.silo.mechanism: banded noise has a price only with cohort.sampling: cyclic"])
-    return BandedSum(silo.clip_norm, noise, optimal(experiment.rounds, sampler.separation))
+    if channels.adaptive(mechanisms):
+        raise ConfigError(["privacy.silo.clip_norm: banded noise is for one clip norm; give a number"])
+    band = optimal(experiment.rounds, sampler.separation)
+    return {
+        name: BandedSum(each.clip_norm, each.noise_multiplier, band) if isinstance(each, GaussianSum) else each
+        for name, each in mechanisms.items()
+    }
 
 
 def require_memory(plan: Plan, sizes: Mapping[str, int]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simulations import audit_words
+from simulations.channel_words import noise_words
 from simulations.example_audit import share
 from simulations.report_run import Run
 from simulations.report_words import number, small
@@ -34,11 +35,11 @@ def claim(run: Run) -> str:
     if claimed["epsilon_upper"] is None:
         return f"Claimed: nothing.{note}"
     lower, upper = number(claimed["epsilon_lower"], 4, "down"), number(claimed["epsilon_upper"], 4, "up")
-    noise, clip = f"{claimed['noise_multiplier']:.4g}", f"{claimed['clip_norm']:.4g}"
+    noise = noise_words(claimed, f"{claimed['noise_multiplier']:.4g}")
     method = _METHODS.get(claimed["method"], claimed["method"])
     return (
         f"Claimed: ε lies between {lower} and {upper} ({method}); the upper end is what is proved. It covers "
-        f"{charged(run)}, with noise of {noise} times the clip norm of {clip}.{_turns(run)}{note}"
+        f"{charged(run)}, with {noise}.{_turns(run)}{note}"
     )
 
 
@@ -102,6 +103,8 @@ def examples_of_all_runs(cumulative: Mapping[str, Any]) -> str:
 
 def unmeasured(run: Run) -> str:
     """Why there is no measured epsilon."""
+    if run.claimed is None and run.local is not None:
+        return "canaries measure privacy.silo, which this run has not"
     if run.claimed is None and run.example is not None:
         return unmeasured_rows(run)
     if run.claimed is None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simulations import audit_words, privacy_words
+from simulations import audit_words, local_words, privacy_words
 from simulations.charts import Line, Mark, Span, line_chart, span_chart
 from simulations.privacy_words import finite
 from simulations.report_html import Html, element, join
@@ -20,6 +20,9 @@ def privacy_section(run: Run) -> Html:
     if run.claimed is None and run.example is not None:
         texts = [privacy_words.NO_SILO_PRIVACY, *_examples(run)]
         return element("section", {}, heading, *_paragraphs(texts, run))
+    if run.claimed is None and run.local is not None:
+        local = [local_words.short(run.local, alone=True), local_words.NO_BETTER, *local_words.details(run.local)]
+        return element("section", {}, heading, *(element("p", {}, text) for text in local))
     if run.claimed is None:
         return element("section", {}, heading, element("p", {}, privacy_words.NO_PRIVACY))
     if not run.claimed["charged_rounds"]:
@@ -28,6 +31,8 @@ def privacy_section(run: Run) -> Html:
     if run.selection is not None:
         texts += privacy_words.chosen_words(run.selection, run.selection)
     texts += _examples(run)
+    if run.local is not None:
+        texts += [local_words.not_added(run.local), *local_words.details(run.local)]
     charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
     return element("section", {}, heading, *_paragraphs(texts, run), charts)
 
@@ -54,6 +59,11 @@ def claimed_words(run: Run) -> tuple[str, str]:
         upper = run.example["epsilon_upper"]
         what = f"at δ = {small(run.example['delta'])}, for one example of a silo added or removed"
         return f"ε {'≤' if upper is not None else '='} {number(upper, rounding='up')}", what
+    if claimed is None and run.local is not None:
+        upper = run.local["epsilon_upper"]
+        sign = "≤" if upper is not None else "="
+        head = f"ε {sign} {number(upper, rounding='up')}"
+        return head, f"at δ = {small(run.local['delta'])}, against the server and everybody else"
     if claimed is None:
         return "ε = ∞", "no privacy: updates were neither clipped nor noised"
     upper = claimed["epsilon_upper"]

@@ -63,6 +63,12 @@ class Run:
         return found
 
     @property
+    def local(self) -> Mapping[str, Any] | None:
+        """What the server may have learned, where silos noised their own updates; None where they did not."""
+        found: Mapping[str, Any] | None = self.result["privacy"].get("local")
+        return found
+
+    @property
     def measured(self) -> Mapping[str, Any] | None:
         """The measured epsilon; None where nothing was audited."""
         found: Mapping[str, Any] | None = self.result["privacy"]["measured"]
@@ -95,7 +101,8 @@ class Run:
     @property
     def private_shown(self) -> bool:
         """Whether numbers computed on private rows may be shown: without privacy, or for research."""
-        return (self.claimed is None and self.example is None) or self.section("metrics").get("privacy") == "research"
+        claims = (self.claimed, self.example, self.local)
+        return all(claim is None for claim in claims) or self.section("metrics").get("privacy") == "research"
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the experiment; empty where it has none."""

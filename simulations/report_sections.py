@@ -36,6 +36,7 @@ def learning_section(run: Run) -> Html:
         line_chart("clip", "Clipped", unit="% of updates", lines=[clipped], rounds=rounds, from_zero=True)
         if clipped
         else None,
+        _clip_norms(run),
         _spread(run),
     ]
     drawn = [chart for chart in charts if chart is not None]
@@ -47,6 +48,18 @@ def learning_section(run: Run) -> Html:
 def _line(run: Run, name: str, word: str, *, scale: float = 1, end: str = "") -> Line | None:
     points = run.series(name, scale)
     return Line(f"{word} {number(points[-1][1])}{end}".strip(), points) if points else None
+
+
+def _clip_norms(run: Run) -> Html | None:
+    """The clip norms of rounds where they adapt; they follow from released counts, so they are public."""
+    claimed = run.claimed or {}
+    adapts = [name for name, each in claimed.get("channels", {}).items() if each["count_noise"] is not None]
+    lines = []
+    for name in adapts:
+        points = [(row["round"], row["clip_norms"][name]) for row in run.rows]
+        lines += [Line(f"{name} {number(points[-1][1])}", points)] if points else []
+    unit = "longest update that is not shortened, by channel"
+    return line_chart("clip-norm", "Clip norm", unit=unit, lines=lines, rounds=len(run.rows)) if lines else None
 
 
 def _loss_unit(run: Run) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
-from simulations import auditing, example_privacy
+from simulations import auditing, channels, example_privacy, local_privacy
 from simulations.engines import setup
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "seed": experiment.seed,
         "engine": experiment.engine.kind,
         "metrics": _metrics(active, state, predictor),
-        "privacy": _privacy(active, predictor),
+        "privacy": _privacy(active, predictor, rows),
         "updates": _updates(rows),
         "communication": _communication(rows, predictor.numel()),
         "model": _model(active, predictor),
@@ -78,12 +78,15 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
     return {name: _number(value) if isinstance(value, float) else value for name, value in measured.items()}
 
 
-def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
-    silo, example = active.experiment.privacy.silo, None
-    if active.plan.example is not None and active.silo_ledger is not None:
-        example = example_privacy.claimed(active.plan.example, active.silo_ledger)
+def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    plan, silo = active.plan, active.experiment.privacy.silo
+    found: dict[str, Any] = {"silo": None, "local": None, "example": None, **_cumulative(active)}
+    if plan.local is not None:
+        found["local"] = local_privacy.described(plan.local, active.ledger, active.link.population)
+    if plan.example is not None and active.silo_ledger is not None:
+        found["example"] = example_privacy.claimed(plan.example, active.silo_ledger)
     if silo is None:
-        return {"silo": None, "example": example, **_cumulative(active)} | auditing.audit(active, predictor, None)
+        return found | auditing.audit(active, predictor, None)
     spent = final_epsilon(active.training, active.ledger)
     claimed = {
         "epsilon_lower": _number(spent.lower),
@@ -93,11 +96,10 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
         "method": spent.method,
         "note": spent.note,
         "noise_multiplier": active.plan.noise_multiplier,
-        "clip_norm": silo.clip_norm,
+        **channels.described(active.plan.mechanisms, last=rows[-1]["clip_norms"] if rows else {}),
         "charged_rounds": active.ledger.charges("silo"),
     }
-    found = auditing.audit(active, predictor, claimed)
-    return {"silo": claimed, "example": example, **_cumulative(active)} | found
+    return found | {"silo": claimed} | auditing.audit(active, predictor, claimed)
 
 
 def _cumulative(active: ActiveRun) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def _save_model(active: ActiveRun, predictor: Tensor) -> str:
 def _stamps(active: ActiveRun) -> list[str]:
     """What a reader must know before trusting the numbers."""
     stamps = []
-    if active.experiment.privacy.silo is not None or active.experiment.privacy.example is not None:
+    if not active.exact:
         stamps.append(active.noise.stamp)
         stamps.append("epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact")
         if active.records:

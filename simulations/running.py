@@ -15,7 +15,6 @@ import torch
 from client.tables import Table
 from privacy.account import BudgetSpent
 from privacy.ledger import Ledger
-from privacy.noise import NoiseSource, SimulatedNoise, SystemNoise
 from server import loop
 from server.canaries import CanaryLink
 from server.checkpoint import Checkpoint
@@ -30,6 +29,7 @@ from simulations.engines.accounts import AccountedLink
 from simulations.engines.local import LocalLink
 from simulations.engines.pool import PoolLink
 from simulations.folders import default_folder, require_room, usable
+from simulations.local_privacy import noise_source, protection
 from simulations.shipped import find
 from strategies.codec import encode
 from strategies.experiment import Experiment, digest
@@ -115,7 +115,7 @@ class ActiveRun:
         table: Table | None = None,
     ) -> None:
         self.experiment, self.folder = experiment, folder
-        self.noise = _noise(experiment)
+        self.noise = noise_source(experiment)
         usable(folder, resume=resume)
         with ExitStack() as opened:
             # One thread per process: on a small machine more only get in each other's way, and the bits of a sum
@@ -248,6 +248,7 @@ class ActiveRun:
             channel=planning.AUDITED,
             sizes=experiment.strategy.channels(self.model.start.numel()),
             seed=experiment.seed,
+            local=protection(experiment),
         )
 
     def _training(self) -> Training:
@@ -273,13 +274,19 @@ class ActiveRun:
             watcher=auditing.watcher(experiment, self.model.start.numel()),
             ledgers=self._beside,
             admit=self.example_accounts.admit if self.example_accounts is not None else loop.always,
+            local=plan.local.charge if plan.local is not None else None,
         )
 
     @property
     def records(self) -> bool:
         """Whether private numbers (losses, clip fraction, per-silo accuracies) may be recorded."""
+        return self.exact or self.experiment.metrics.privacy == "research"
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is protected: neither silos, nor their updates, nor their examples."""
         privacy = self.experiment.privacy
-        return (privacy.silo is None and privacy.example is None) or self.experiment.metrics.privacy == "research"
+        return privacy.silo is None and privacy.local is None and privacy.example is None
 
     def _public_evaluation(self) -> Callable[[torch.Tensor], dict[str, float]] | None:
         rows = self.federation.public_test
@@ -338,14 +345,6 @@ def train(
                 return
     except BudgetSpent as spent:
         active.stopped = f"budget: {spent}"
-
-
-def _noise(experiment: Experiment) -> NoiseSource:
-    match experiment.privacy.noise:
-        case "simulated":
-            return SimulatedNoise(experiment.seed)
-        case "system":
-            return SystemNoise()
 
 
 def _fits(experiment: Experiment, federation: Federation) -> None:

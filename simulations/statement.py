@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations import privacy_words
+from simulations import local_words, privacy_words
 from simulations.report_run import Run
 from simulations.report_words import NEIGHBOURS, number, promise, small
 
@@ -29,6 +30,8 @@ class Topic:
 
 def statement(run: Run) -> list[Topic]:
     """All that a reader must know before relying on a run's privacy."""
+    if run.claimed is None and run.local is not None:
+        return _local_statement(run, run.local)
     example = () if run.example is None else (Topic("Single examples", tuple(_examples(run, run.example))),)
     if run.claimed is None:
         return [
@@ -49,10 +52,26 @@ def statement(run: Run) -> list[Topic]:
     ]
 
 
+def _local_statement(run: Run, local: Mapping[str, Any]) -> list[Topic]:
+    """Of a run whose only noise is the silos' own."""
+    return [
+        Topic("In short", (local_words.short(local, alone=True),)),
+        Topic("What is protected", tuple(_unit(run))),
+        Topic("Who may learn what", (local_words.NO_BETTER, local_words.server(local), _FOLDER)),
+        Topic("Claimed", (promise(local), *local_words.details(local))),
+        Topic("Covered by the claim", (_MODELS, "Every single update, as the server gets it.")),
+        Topic("Not covered", tuple(_not_covered(run))),
+    ]
+
+
 _REMEDY = (
     "A privacy.silo section clips every silo’s update, adds noise to their sum and keeps a ledger of the price: "
     "confide plan says what that would cost before anything runs."
 )
+
+
+_FOLDER = "Whoever holds the run’s folder: not kept from anything either; see below on simulated noise."
+_MODELS = "The final model and the models of all rounds, to everybody, together and for ever."
 
 
 def _short(run: Run) -> str:
@@ -70,7 +89,7 @@ def _short(run: Run) -> str:
 
 
 def _unit(run: Run) -> Iterator[str]:
-    claimed = run.claimed or {}
+    claimed = run.claimed or run.local or {}
     yield (
         f"The unit is a silo: a participating organisation or device with all of its data; there were "
         f"{run.result['silos']:,}. Two federations are neighbours if one becomes the other by "
@@ -112,11 +131,15 @@ def _who(run: Run) -> Iterator[str]:
             f"allows, whatever else they know. {_secrecy(run)}"
         )
         yield "Another silo, or several that join forces: as outside, from the models that they are sent."
+    if run.local is not None:
+        yield local_words.server(run.local)
+        yield _FOLDER
+        return
     yield (
         "The server: not kept from anything. It sees the update of every silo before they are summed, and is trusted "
         "to clip, sum, add noise and forget."
     )
-    yield "Whoever holds the run’s folder: not kept from anything either; see below on simulated noise."
+    yield _FOLDER
 
 
 def _secrecy(run: Run) -> str:
@@ -149,6 +172,9 @@ def _claimed(run: Run) -> Iterator[str]:
         yield from privacy_words.chosen_words(chosen, chosen)
         yield "What follows is about this run alone, without the choice."
     yield privacy_words.claim(run)
+    if run.local is not None:
+        yield local_words.not_added(run.local)
+        yield from local_words.details(run.local)
     if claimed["neighbours"] == "replace":
         yield (
             "Replacing a silo moves a sum by up to two clip norms and is priced so; the number does not compare with "
@@ -176,7 +202,7 @@ def _covered(run: Run) -> Iterator[str]:
     if not (run.claimed or {})["charged_rounds"]:
         yield "Nothing was released."
         return
-    yield "The final model and the models of all rounds, to everybody, together and for ever."
+    yield _MODELS
     if run.section("data").get("public_test"):
         yield "Loss and score on the public test rows, which are no silo’s: computed from released models alone."
     if run.standardized_privately:
@@ -197,6 +223,8 @@ def _not_covered(run: Run) -> Iterator[str]:
     yield (
         "Cohort counts: rounds.jsonl and the report show how many silos were asked and answered, and why others failed."
     )
+    if run.local is not None:
+        yield "Who was asked: the ledger names the silos of each round, so it is as private as the rest of the folder."
     yield (
         "Tuning: other runs on the same silos, made to choose this one’s settings, are further releases."
         if run.selection is None
@@ -240,11 +268,12 @@ def _remarks(path: Path, head: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path.name} is not the ledger that this result was written with: do not rely on either."
         return
     try:
-        kinds = [json.loads(line)["kind"] for line in lines[seq:]]
+        records = [json.loads(line) for line in lines[seq:]]
+        units = Counter(record["unit"] for record in records if record["kind"] == "reserve")
     except (ValueError, KeyError, TypeError):
         yield f"{path.name} is damaged after line {seq}: do not rely on it."
         return
-    if late := kinds.count("reserve"):
+    if late := max(units.values(), default=0):  # Each view of a round has a line.
         s = "" if late == 1 else "s"
         what = (
             f"The ledger charges {late:,} round{s}"

@@ -12,9 +12,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from strategies.schema import MISSING, ConfigError, Variants, default_of, optional, types_of
+from strategies.schema import MISSING, ConfigError, Variants, default_of, either, optional, types_of
 from strategies.words import (
     NOUNS,
+    OR_SECTION,
     bounds,
     bracket,
     choose,
@@ -138,6 +139,9 @@ def _value(kind: Any, raw: object, at: str, rules: Mapping[str, Any], problems: 
         return None
     if dataclasses.is_dataclass(inner):
         return _section(typing.cast(type[Any], inner), raw, at, problems)
+    inner, section = either(inner)
+    if section is not None and isinstance(raw, Mapping):
+        return _section(section, raw, at, problems)
     if typing.get_origin(inner) is tuple:
         return _items(inner, raw, at, rules, problems)
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else rules.get("choices")
@@ -146,7 +150,7 @@ def _value(kind: Any, raw: object, at: str, rules: Mapping[str, Any], problems: 
             return raw
         problems.append(f"{at}: must be one of {listed(choices)}, found {found(raw)}{perhaps(raw, choices)}")
         return MISSING
-    return _scalar(inner, raw, at, rules, problems)
+    return _scalar(inner, raw, at, rules, problems, instead="" if section is None else OR_SECTION)
 
 
 def _items(kind: Any, raw: object, at: str, rules: Mapping[str, Any], problems: list[str]) -> Any:
@@ -161,14 +165,16 @@ def _items(kind: Any, raw: object, at: str, rules: Mapping[str, Any], problems: 
     return MISSING if any(value is MISSING for value in values) else tuple(values)
 
 
-def _scalar(kind: Any, raw: object, at: str, rules: Mapping[str, Any], problems: list[str]) -> Any:
+def _scalar(
+    kind: Any, raw: object, at: str, rules: Mapping[str, Any], problems: list[str], *, instead: str = ""
+) -> Any:
     if kind not in NOUNS:
         raise TypeError(f"{at}: the schema cannot read a field of type {kind!r}")
     value: Any = raw
     if kind is float and type(raw) is int and abs(raw) < 10**300:
         value = float(raw)
     if type(value) is not kind:  # Not isinstance: True is an int to Python, and a mistake here.
-        problems.append(f"{at}: expected {NOUNS[kind]}, found {found(raw)}{remedy(kind, raw)}")
+        problems.append(f"{at}: expected {NOUNS[kind]}{instead}, found {found(raw)}{remedy(kind, raw)}")
     elif kind is float and not math.isfinite(value):
         problems.append(f"{at}: must be finite, got {value!r}")
     elif kind is float and not abs(value) <= LARGEST:

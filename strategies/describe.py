@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from strategies.codec import plain
-from strategies.schema import MISSING, Variants, default_of, optional, types_of
+from strategies.schema import MISSING, Variants, default_of, either, optional, types_of
 from strategies.words import bounds, expected, join, listed, spell
 
 
@@ -43,11 +43,15 @@ def _rows(cls: type[Any], path: str, open_variants: bool, seen: frozenset[Varian
         at, rules = join(path, field.name), field.metadata
         inner, nullable = optional(hints.get(field.name))
         variants: Variants | None = rules.get("variants")
+        _, instead = either(inner)
         section = dataclasses.is_dataclass(inner) and variants is None
         if not section or nullable:
             yield _row(field, hints.get(field.name), at, open_variants)
-        if section:
-            yield from _rows(typing.cast(type[Any], inner), at, open_variants, seen)
+        if section or instead is not None:
+            yield from _rows(typing.cast(type[Any], inner if section else instead), at, open_variants, seen)
+        item = typing.get_args(inner)[0] if typing.get_origin(inner) is tuple else None
+        if dataclasses.is_dataclass(item):
+            yield from _rows(typing.cast(type[Any], item), f"{at}[]", open_variants, seen)
         if variants is not None and open_variants and variants not in seen:  # A variant may hold one of its own kind.
             for name, variant in variants().items():
                 yield from _rows(variant, f"{at}[{name}]", open_variants, seen | {variants})

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from strategies.clipping import ChannelPrivacy, ClipNorm
 from strategies.codec import encode
 from strategies.partitions import PARTITIONS, Partition
 from strategies.schema import key
@@ -96,7 +97,7 @@ class Train:
 class SiloPrivacy:
     """Differential privacy of whole silos: updates clipped, their sum noised."""
 
-    clip_norm: float = key(above=0, help="largest L2 norm of an update")
+    clip_norm: ClipNorm = key(above=0, help="largest L2 norm of an update; or a section that adapts it, from start")
     noise_multiplier: float | None = key(None, above=0, help="noise std / clip norm, on the sum; this or epsilon")
     epsilon: float | None = key(None, above=0, help="the whole run's epsilon, noise follows; this or noise_multiplier")
     mechanism: Literal["gaussian", "banded"] = key(
@@ -104,7 +105,22 @@ class SiloPrivacy:
     )
     delta: float = key(above=0, below=1, help="the delta of every epsilon that is reported")
     neighbours: Literal["add_remove", "zero_out", "replace"] = key("add_remove", help="what differs by one silo")
+    channels: tuple[ChannelPrivacy, ...] = key((), help="channels with settings of their own; left out, all are alike")
     allow_large_delta: bool = key(False, help="accept delta >= 1 / silos, which lets a silo be published whole")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPrivacy:
+    """Privacy against the server: every silo clips and noises its own update before it leaves."""
+
+    clip_norm: float = key(above=0, help="largest L2 norm of an update, before the silo's own noise")
+    noise_multiplier: float | None = key(None, above=0, help="noise std / clip norm, on each update; this or epsilon")
+    epsilon: float | None = key(None, above=0, help="of a silo that is asked in every round; this or noise_multiplier")
+    delta: float = key(above=0, below=1, help="the delta of the server's view, below 1 / silos")
+    neighbours: Literal["replace", "zero_out", "add_remove"] = key(
+        "replace", help="what differs: other data, or zeros; add_remove has no price, since the server sees who answers"
+    )
+    budget: float | None = key(None, above=0, help="epsilon that no silo may pass; the run ends before one would")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +168,7 @@ class Privacy:
 
     silo: SiloPrivacy | None = key(None, help="silo-level differential privacy; null: none")
     example: ExamplePrivacy | None = key(None, help="example-level differential privacy; null: none")
+    local: LocalPrivacy | None = key(None, help="noise of each silo's own, against the server; null: none")
     audit: Audit = key(Audit(), help="the measured epsilon, beside the claimed one")
     noise: Literal["simulated", "system"] = key(
         "simulated", help="simulated: from the seed, repeatable; system: noise and cohorts are secret, no run repeats"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from strategies.clipping import AdaptiveClip, channel_problems
 from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train
 from strategies.rules_audit import alone_rules, audited_rules, planted_rules
 from strategies.rules_example import budget_rules, lengths_rules, numbers_rules, steps_rules
@@ -82,8 +83,10 @@ def _privacy_rules(privacy: Privacy) -> Iterator[str]:
             f"privacy.audit.canaries: found {privacy.audit.canaries}, but there is no privacy.silo to audit; "
             "add it or use canaries: 0"
         )
-    if silo is None and privacy.example is None and privacy.noise == "system":
-        yield "privacy.noise: found 'system', but there is no privacy.silo or example to add noise for; use simulated"
+    if privacy.noise == "system" and privacy.silo is None and privacy.local is None and privacy.example is None:
+        yield "privacy.noise: found 'system', but there is no privacy section to add noise for; use simulated"
+    if privacy.local is not None and privacy.example is not None:  # Two promises against the server, in one update.
+        yield "privacy.local: stands beside privacy.example, and no statement is made for both; remove one of them"
     audit = privacy.audit
     if audit.participation != "spread" and audit.repeats != 1:
         yield f"privacy.audit.repeats: found {audit.repeats}, but only participation: spread uses it; remove it"
@@ -103,6 +106,26 @@ def _banded_rules(rounds: int, privacy: Privacy) -> Iterator[str]:
             "privacy.audit.participation: found 'spread', but banded noise has a price for turns only; use bernoulli, "
             "by which canaries take turns, too"
         )
+    if privacy.silo is not None and isinstance(privacy.silo.clip_norm, AdaptiveClip):
+        yield "privacy.silo.clip_norm: banded noise is for one clip norm; give a number"
+
+
+def _local_rules(privacy: Privacy, cohort: Cohort, data: Data) -> Iterator[str]:
+    local = privacy.local
+    if local is None:
+        return
+    if (local.noise_multiplier is None) == (local.epsilon is None):
+        found = "neither" if local.epsilon is None else "both"
+        yield f"privacy.local: give one of noise_multiplier and epsilon, found {found}"
+    if local.neighbours == "add_remove":
+        yield "privacy.local.neighbours: the server sees who answers, so add_remove has no price; use replace, zero_out"
+    if data.silos is not None and not local.delta * data.silos < 1:
+        yield f"privacy.local.delta: must be < 1 / silos = {1 / data.silos:.4g}, got {spell(local.delta)}; lower it"
+    if data.standardize.name == "private":
+        yield "data.standardize: private shows each silo's moments to the server before noise; use own or constants"
+    if local.budget is not None and privacy.silo is not None and not (cohort.sampling == "all" or cohort.rate == 1):
+        # Its end would depend on cohorts that the price of privacy.silo takes for secret.
+        yield "privacy.local.budget: ends the run by who was asked, which privacy.silo keeps secret; remove one of them"
 
 
 def _repeats_rules(rounds: int, privacy: Privacy) -> Iterator[str]:
@@ -159,7 +182,14 @@ def _standardize_rules(data: Data, privacy: Privacy) -> Iterator[str]:
 
 
 def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
-    yield from strategy.problems(private=privacy.silo is not None or privacy.example is not None)
+    sections = (privacy.silo, privacy.local, privacy.example)
+    yield from strategy.problems(private=any(section is not None for section in sections))
+    names = list(strategy.channels(1))
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", name):  # It names a stream of noise, which no other may share.
+            yield f"strategy: {strategy.name} has a channel {name[:40]!r}; name it by letters, digits and _"
+    if privacy.silo is not None:
+        yield from channel_problems(privacy.silo.channels, names)
     if privacy.audit.canaries and "delta" not in strategy.channels(1):
         yield f"privacy.audit.canaries: strategy {strategy.name} has no channel 'delta' to audit; use canaries: 0"
 
@@ -178,6 +208,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("strategy", "privacy"), _strategy_rules),
     (("data", "privacy"), _standardize_rules),
     (("privacy",), _privacy_rules),
+    (("privacy", "cohort", "data"), _local_rules),
     (("rounds", "privacy"), _repeats_rules),
     (("privacy",), numbers_rules),
     (("privacy", "data"), lengths_rules),

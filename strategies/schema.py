@@ -82,8 +82,17 @@ def types_of(cls: type[Any]) -> dict[str, Any]:
 
 
 def optional(kind: Any) -> tuple[Any, bool]:
-    """`X | None` gives `(X, True)`, any other type `(type, False)`."""
+    """`X | None` gives `(X, True)`, `X | Y | None` gives `(X | Y, True)`, any other type `(type, False)`."""
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
         return kind, False
-    inner = [each for each in typing.get_args(kind) if each is not types.NoneType]
-    return (inner[0], True) if len(inner) == 1 else (kind, False)
+    inner = tuple(each for each in typing.get_args(kind) if each is not types.NoneType)
+    return (typing.Union[inner], True) if len(inner) < len(typing.get_args(kind)) else (kind, False)  # noqa: UP007
+
+
+def either(kind: Any) -> tuple[Any, Any]:
+    """`float | Section` gives `(float, Section)`: a plain value or a section of keys; another type `(type, None)`."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    sections = [each for each in kinds if dataclasses.is_dataclass(each)]
+    if len(kinds) != 2 or len(sections) != 1:
+        return kind, None
+    return kinds[0] if kinds[1] is sections[0] else kinds[1], sections[0]

@@ -11,10 +11,11 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from strategies.schema import optional
+from strategies.schema import either, optional
 
 NOUNS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 PLURALS: dict[Any, str] = {bool: "true or false", int: "integers", float: "numbers", str: "texts"}
+OR_SECTION = " or a section of keys"
 TRUE, FALSE = ("yes", "on", "y"), ("no", "off", "n")  # Booleans to YAML 1.1, texts to YAML 1.2 and here.
 
 
@@ -34,19 +35,22 @@ def spell(value: object) -> str:
 def expected(kind: Any, rules: Mapping[str, Any]) -> str:
     """What a key takes, by its type and its field's rules: `a list of integers >= 1`."""
     inner, nullable = optional(kind)
+    inner, section = either(inner)
     if rules.get("variants") is not None:
         words = f"one of {listed(rules['variants']())}"
     elif dataclasses.is_dataclass(inner):
         words = "a section of keys"
     elif typing.get_origin(inner) is tuple:
         item = typing.get_args(inner)[0]
-        words = f"a list of {PLURALS.get(item, expected(item, {}))}"
+        plural = "sections of keys" if dataclasses.is_dataclass(item) else expected(item, {})
+        words = f"a list of {PLURALS.get(item, plural)}"
     elif typing.get_origin(inner) is Literal:
         words = f"one of {listed(typing.get_args(inner))}"
     else:
         words = f"one of {listed(rules['choices'])}" if rules.get("choices") else NOUNS.get(inner, repr(inner))
     limits = bounds(rules)
-    return f"{words}{' ' + limits if limits else ''}{' or null' if nullable else ''}"
+    instead = "" if section is None else OR_SECTION
+    return f"{words}{' ' + limits if limits else ''}{instead}{' or null' if nullable else ''}"
 
 
 def bounds(rules: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ def execute(args: argparse.Namespace) -> int:
                     "run": str(args.run),
                     "name": run.result["name"],
                     "claimed": run.claimed,
+                    "local": run.local,
                     "selection": run.selection,
                     "measured": run.measured,
                     "measured_example": list(run.measured_examples),

@@ -170,6 +170,7 @@ def _row(event: Event, entries: Sequence[Entry], still_open: set[int]) -> dict[s
         "charges": len(entries),
         "open": sum(entry.seq in still_open for entry in entries),
         "torn": sum(entry.torn for entry in entries),
+        "by_silo": any(entry.silos is not None for entry in entries),
         "runs": len({entry.run for entry in entries if not entry.torn}),
     }
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from simulations.channel_words import channel_lines
 from simulations.commands import OK, output
 from simulations.commands.shared import config_argument, dataset_argument, format_argument, read, read_rows
 
 if TYPE_CHECKING:
+    from privacy.mechanism import Mechanism
     from simulations.running import Prepared
     from strategies.experiment import Experiment
 
@@ -31,7 +34,8 @@ def execute(args: argparse.Namespace) -> int:
     from simulations.running import prepare
 
     prepared = prepare(experiment, table=read_rows(args.dataset, experiment))
-    plan = size(experiment, prepared) | privacy(experiment, prepared) | examples(experiment, prepared)
+    plan = size(experiment, prepared) | privacy(experiment, prepared)
+    plan |= local(experiment, prepared) | examples(experiment, prepared)
     print(output.document(plan) if args.format == "json" else describe(plan))
     return OK
 
@@ -39,9 +43,10 @@ def execute(args: argparse.Namespace) -> int:
 def size(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """Silos, rounds, parameters and bytes."""
     from privacy import streams
+    from simulations.channels import adaptive
 
     strategy, start = experiment.strategy, prepared.model.start
-    cohort = prepared.plan.sampler.expected
+    cohort, votes = prepared.plan.sampler.expected, adaptive(prepared.plan.mechanisms)
     state = strategy.init(start, streams.generator(experiment.seed, "init"))
     return {
         "name": experiment.name,
@@ -49,7 +54,7 @@ def size(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         "expected_cohort": cohort,
         "rounds": experiment.rounds,
         "parameters": start.numel(),
-        "bytes_up_per_round": round(4 * cohort * sum(strategy.channels(start.numel()).values())),
+        "bytes_up_per_round": round(4 * cohort * (sum(strategy.channels(start.numel()).values()) + votes)),
         "bytes_down_per_round": round(4 * cohort * strategy.instruct(state, 1).payload),
     }
 
@@ -60,27 +65,24 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     if silo is None or plan.noise_multiplier is None:
         return {"privacy": None}
     from privacy.accountant import epsilon
-    from privacy.banded import BandedSum
     from privacy.binomial import detectable
-    from privacy.mechanism import GaussianSum
-    from simulations import auditing
+    from simulations import auditing, channels
     from simulations.noise_choice import choices, recommended
 
     audit = experiment.privacy.audit
     marks = sorted({max(1, round(experiment.rounds * percent / 100)) for percent in PERCENT})
     brackets = [(mark, epsilon(plan.after(mark), silo.delta, neighbours=plan.neighbours)) for mark in marks]
     canaries = auditing.participation(experiment, plan).expected
-    share = next(mechanism for mechanism in plan.mechanisms.values() if isinstance(mechanism, GaussianSum))
     compared = choices(plan)
     found = {
         "noise_multiplier": plan.noise_multiplier,
         "noise_follows_from_epsilon": silo.epsilon,
-        "clip_norm": silo.clip_norm,
+        **channels.described(plan.mechanisms, last={}),
         "mechanism": silo.mechanism,
         # The noise of one round says little where rounds are correlated: see the comparison.
         "noise_std_of_mean": None
-        if isinstance(share, BandedSum)
-        else share.noise_multiplier * silo.clip_norm / (plan.sampler.expected + canaries),
+        if silo.mechanism == "banded"
+        else _noise(plan.mechanisms, plan.sampler.expected + canaries),
         "expected_canaries": canaries,
         "canaries": audit.canaries,
         "detectable": detectable(audit.canaries, silo.delta) if audit.canaries else None,
@@ -129,6 +131,45 @@ def examples(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def local(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    """Noise of the silos' own, and what it costs one that is asked in every round."""
+    planned, section = prepared.plan.local, experiment.privacy.local
+    if planned is None or section is None:
+        return {"local": None}
+    found = {
+        "noise_multiplier": planned.noise_multiplier,
+        "noise_follows_from_epsilon": section.epsilon,
+        "clip_norm": section.clip_norm,
+        "delta": planned.delta,
+        "neighbours": planned.neighbours,
+        "epsilon_if_always_asked": output.finite(planned.cost.upper),
+    }
+    if planned.budget is not None:
+        found |= {"budget": planned.budget, "asked_within_budget": int(planned.charge.limit)}
+    return {"local": found}
+
+
+def _local_lines(local: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    noise, clip = output.short(local["noise_multiplier"]), output.short(local["clip_norm"])
+    yield "silos' own noise", f"{noise} times the clip norm of {clip}, on every single update"
+    value = output.at_most(local["epsilon_if_always_asked"])
+    yield (
+        "epsilon server",
+        f"{value} for {output.RELATIONS[local['neighbours']]}, at delta {output.short(local['delta'])}, "
+        "of a silo that is asked in every round",
+    )
+    if "budget" in local:
+        yield "budget of a silo", f"epsilon {output.short(local['budget'])}: asked {local['asked_within_budget']} times"
+
+
+def _noise(mechanisms: Mapping[str, Mechanism], divisor: float) -> float | None:
+    """Noise on each number of a mean in round 1, where all channels have the same."""
+    from privacy.mechanism import GaussianSum
+
+    stds = {each.std for each in mechanisms.values() if isinstance(each, GaussianSum)}
+    return stds.pop() / divisor if len(stds) == 1 else None
+
+
 def budget(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """How many rounds a budget lasts, by the same odometer that the round loop asks."""
     plan, limit = prepared.plan, experiment.budget
@@ -143,6 +184,16 @@ def budget(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     return {"budget": limit.epsilon, "rounds_within_budget": within}
 
 
+def _noises(private: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if private["mechanism"] == "banded":
+        yield "mechanism", "banded: noise that is correlated over rounds, so that it cancels in their sum"
+    if private["noise_std_of_mean"] is not None:
+        first = "" if private["clip_norm"] is not None else " in round 1"
+        yield "noise on the mean", f"std {output.short(private['noise_std_of_mean'])} per coordinate{first}"
+    if private["clip_norm"] is None:
+        yield from channel_lines(private["channels"])
+
+
 def describe(plan: dict[str, Any]) -> str:
     """The plan in words."""
     pairs = [
@@ -155,6 +206,10 @@ def describe(plan: dict[str, Any]) -> str:
     ]  # fmt: skip
     inside = "" if plan["example"] is None else f"\n\n{describe_examples(plan['example'])}"
     private = plan["privacy"]
+    if plan["local"] is not None:
+        pairs += _local_lines(plan["local"])
+        if private is None:
+            return output.facts([*pairs, ("epsilon outside", "at most that of the server, who sees more")])
     if private is None:
         none = "no privacy: epsilon is infinite"
         return output.facts([*pairs, ("silo privacy" if inside else "privacy", none)]) + inside
@@ -162,7 +217,7 @@ def describe(plan: dict[str, Any]) -> str:
     follows = f", the least that keeps epsilon {output.short(solved)}" if solved is not None else ""
     pairs += [
         ("noise multiplier", f"{output.short(private['noise_multiplier'])}{follows}"),
-        *_noise(private),
+        *_noises(private),
         ("epsilon of", f"{output.RELATIONS[private['neighbours']]}, at delta {output.short(private['delta'])}"),
     ]
     pairs += _audit(private, "canaries")
@@ -174,12 +229,6 @@ def describe(plan: dict[str, Any]) -> str:
     lines = [[str(row["rounds"]), output.bracket(row["lower"], row["upper"])] for row in private["epsilon"]]
     told = f"{output.facts(pairs)}\n\n{output.table(['after round', 'epsilon'], lines, left=0)}"
     return told + _comparison(private) + inside
-
-
-def _noise(private: dict[str, Any]) -> list[tuple[str, str]]:
-    if private["noise_std_of_mean"] is None:
-        return [("mechanism", "banded: noise that is correlated over rounds, so that it cancels in their sum")]
-    return [("noise on the mean", f"std {output.short(private['noise_std_of_mean'])} per coordinate")]
 
 
 def _comparison(private: dict[str, Any]) -> str:

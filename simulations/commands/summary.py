@@ -64,6 +64,9 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
         )
     for each in result["privacy"].get("measured_example") or []:
         yield from _shown(each, f"measured, silo {each['silo']}", "canary examples")
+    yield from _local(result["privacy"].get("local"), alone=claimed is None)
+    if claimed is None and result["privacy"].get("local") is not None:
+        return
     if claimed is None:
         none = "a whole silo has no privacy: its" if example is not None else "no privacy:"
         yield "epsilon claimed", f"{none} epsilon is infinite"
@@ -99,6 +102,19 @@ def _of_examples(claimed: Mapping[str, Any]) -> str:
     return f"{value} at delta {output.short(claimed['delta'])}, for adding or removing one row of a silo{over}{note}"
 
 
+def _local(local: Mapping[str, Any] | None, *, alone: bool) -> Iterator[tuple[str, str]]:
+    """The server's view, where silos noised their own updates."""
+    if local is None:
+        return
+    value, relation = output.at_most(local["epsilon_upper"]), output.RELATIONS[local["neighbours"]]
+    words = (
+        f"{value} at delta {output.short(local['delta'])}, for {relation}; asked {local['most_charges']} times at most"
+    )
+    yield "epsilon server", f"{words}. Against the server, by the silos' own noise"
+    if alone:
+        yield "epsilon outside", f"{value}, as whoever sees the models sees no more than the server"
+
+
 def _failures(updates: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if updates["failed"]:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in updates["reasons"].items())
@@ -115,6 +131,7 @@ COLUMNS = (
     "mse",
     "loss",
     "epsilon",
+    "server",
     "row epsilon",
     "measured",
     "row measured",
@@ -131,6 +148,8 @@ def numbers(result: Result) -> dict[str, float | None]:
     if privacy["silo"] is not None:
         promised = privacy.get("selection", privacy["silo"])  # Of a sweep: the choice included.
         found["epsilon"] = promised["epsilon_upper"]
+    if privacy.get("local") is not None:
+        found["server"] = privacy["local"]["epsilon_upper"]
     if privacy.get("example") is not None:
         found["row epsilon"] = privacy["example"]["epsilon_upper"]
     if privacy["measured"] is not None:
@@ -167,7 +186,7 @@ def shown(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
 
 def titles(columns: Sequence[str]) -> list[str]:
     """Columns as a reader calls them."""
-    return [{"bytes_up": "up", "bytes_down": "down"}.get(name, name) for name in columns]
+    return [{"bytes_up": "up", "bytes_down": "down", "server": "epsilon server"}.get(name, name) for name in columns]
 
 
 def _cell(name: str, value: float | None) -> str:
@@ -177,7 +196,7 @@ def _cell(name: str, value: float | None) -> str:
         return output.size(value)
     if name == "seconds":
         return f"{value:.1f}"
-    if name in ("epsilon", "row epsilon"):
+    if name in ("epsilon", "server", "row epsilon"):
         return output.at_most(value)
     return f"{value:.3f}" if name in ("measured", "row measured") else output.score(value)
 

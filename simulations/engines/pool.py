@@ -114,6 +114,7 @@ class PoolLink:
                 payload=answer["payload"],
                 failures=tuple(Failure(silo, reason) for silo, reason in answer["failures"]),
                 losses=tuple(answer["losses"]),
+                votes=answer["votes"],
             )
 
     def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:

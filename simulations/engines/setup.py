@@ -13,6 +13,7 @@ from client.personal import PersonalStore
 from client.planted import CHANGE, Planted
 from simulations.data.federation import Federation
 from simulations.example_privacy import noisy_steps
+from simulations.local_privacy import protection
 from strategies.experiment import Experiment
 from strategies.layout import Layout
 from strategies.tasks import Shape, initial
@@ -71,6 +72,7 @@ def host(
         examples=None if example is None or noise is None else noisy_steps(example, noise),
         secret=experiment.privacy.noise == "system",
         planted=_planted(experiment, built),
+        local=protection(experiment),
     )
 
 

@@ -79,6 +79,7 @@ def _serve(host: SiloHost, slots: SumSlots, path: Path, order: dict[str, Any]) -
         "payload": partial.payload,
         "failures": [(failure.silo, failure.reason) for failure in partial.failures],
         "losses": partial.losses,
+        "votes": dict(partial.votes),
     }
 
 

@@ -15,7 +15,7 @@ DELTA = 1e-5
 
 
 def line(event: Event, *silos: int, deal: str = "") -> Entry:
-    return Entry(1, "reserve", 1, "example", "add_remove", event, None, silos=silos, deal=deal)
+    return Entry(1, "reserve", 1, "example", "add_remove", event, None, silos=silos or None, deal=deal)
 
 
 def test_a_silo_pays_for_its_own_lines_and_for_those_that_name_nobody() -> None:

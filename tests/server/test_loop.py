@@ -592,7 +592,7 @@ def test_wherever_the_ledger_is_cut_going_on_never_lowers_epsilon(run: Run, monk
         store, link = RunStore(run.folder, resume=True), Echo()
         try:
             ledger = Ledger(path, run="test", dataset="d", told=[Charge(loop.UNIT, "add_remove", what.event)])
-            done, _ = loop.resume(what, link, store, ledger)
+            done, _, _ = loop.resume(what, link, store, ledger)
             assert length >= seen
             assert (done, ledger.charges(loop.UNIT)) == (2, 3 if length > seen and length != third else 2), length
         except StoreError:

@@ -321,4 +321,4 @@ def test_sampled_steps_have_their_sampled_price(data: Path, tmp_path: Path) -> N
     assert (result["rounds"], result["privacy"]["cumulative_example"]["epsilon_upper"]) == (3, price(event, 3))
     with ActiveRun(experiment(data, 9.0), tmp_path / "next") as active:
         (line, *_) = load(ledger_of(active.federation.fingerprint)).chain.entries
-        assert (line.deal, line.silos) == (active.federation.deal, ())
+        assert (line.deal, line.silos) == (active.federation.deal, None)

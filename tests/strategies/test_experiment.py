@@ -100,6 +100,7 @@ def test_every_key_of_every_variant_has_a_line_of_help() -> None:
         "task",
         "data.partition",
         "data.standardize",
+        "privacy.silo.channels",
         "strategy",
     }
 

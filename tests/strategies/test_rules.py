@@ -207,9 +207,9 @@ ONE_PROBLEM = [
     (
         SMALL,
         "privacy.noise=system",
-        "privacy.noise: found 'system', but there is no privacy.silo or example to add noise for; use simulated",
+        "privacy.noise: found 'system', but there is no privacy section to add noise for; use simulated",
     ),
-    (SMALL, "privacy.row={}", "privacy.row: unknown key, choose from audit, example, noise, silo"),
+    (SMALL, "privacy.row={}", "privacy.row: unknown key, choose from audit, example, local, noise, silo"),
     (SMALL, "privacy.noise=secret", "privacy.noise: must be one of simulated, system, found the text 'secret'"),
     (SMALL, "engine.workers=2", "engine.workers: found 2, but only kind: pool uses it; remove it or use kind: pool"),
 ]
