@@ -14,7 +14,7 @@ import torch
 
 from client.planted import direction_seed
 from privacy.accountant import epsilon
-from privacy.audit import score
+from privacy.audit import score, shift_epsilon
 from privacy.events import Gaussian, Poisson, Repeated, Sampled
 from privacy.steps import NoisySteps
 from simulations.auditing import read
@@ -172,6 +172,16 @@ def test_the_share_of_plain_steps_is_whole_and_of_momentum_as_by_hand() -> None:
     assert share(0.0, 0.0, 7) == pytest.approx(1.0, rel=1e-12)
     assert share(0.9, 0.0, 3) == pytest.approx(5.61 / (3 * (1 + 1.9**2 + 2.71**2)) ** 0.5, rel=1e-12)
     assert share(0.0, 0.5, 2) == pytest.approx(1.5 / (2 * 1.25) ** 0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("noise", [0.6, 1.0, 5.0])
+def test_what_canaries_are_expected_to_show_is_within_the_claim(rate: float, noise: float) -> None:
+    # The spread of their coins is no part of a shift of Gaussians, so this is not for granted: the estimate must not
+    # read a right run's epsilon too high on average. 50 steps, delta at most half the rate as the rules ask.
+    for delta in (1e-5, 1e-3, rate / 2):
+        claim = epsilon(Repeated(Sampled(Poisson(rate), Gaussian(noise)), 50), delta).upper
+        assert shift_epsilon(rate * 50**0.5 / noise, delta) <= claim + 1e-9
 
 
 @pytest.mark.parametrize("silo", [None, {"clip_norm": 1.0, "noise_multiplier": 2.0, "delta": DELTA}])

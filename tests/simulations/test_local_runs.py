@@ -164,7 +164,7 @@ def test_both_views_are_verified_from_the_file(place: Path, tmp_path: Path, caps
     assert said["epsilon"] == pytest.approx(found["local"]["epsilon_upper"], rel=0.01)
     assert main(["ledger", "show", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
-    assert "lines name the silos that they charge; epsilon is of the one charged most" in shown
+    assert ", in the silo that spent most" in shown
     assert f"{found['local']['epsilon_upper']:.4g}"[:4] in shown
 
 

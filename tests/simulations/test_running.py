@@ -295,7 +295,7 @@ def test_no_canaries_and_no_audit_are_the_same_run(data: Path, tmp_path: Path) -
 
 def test_without_privacy_nothing_is_claimed(data: Path, tmp_path: Path) -> None:
     result = go(experiment(data, privacy={}), tmp_path / "run").result
-    names = ("silo", "local", "example", "measured", "cumulative", "cumulative_example")
+    names = ("silo", "local", "example", "measured", "measured_example", "cumulative", "cumulative_example")
     assert result["privacy"] == dict.fromkeys(names)
     assert result["metrics"]["accuracy"] > 0.5
 
