@@ -60,8 +60,8 @@ def compare(experiment: Experiment, prepared: Prepared) -> list[Compared]:
     layout = Layout.of(module)
     _stir(module)
     task = experiment.task
-    hooked = ExampleSums(module, task, ghost=False)
-    hooked.wrapped.double()
+    hooked = ExampleSums(module, task, hooks=True)
+    hooked.double()
     found = hooked.gradients(rows.features, rows.targets)
     start = layout.flatten(module).double()
     truth = _brute(module.double(), task, rows)
@@ -84,7 +84,7 @@ def _clipped(
         dense, index = PrivateStackedTrainer(chain, experiment.train), torch.arange(len(rows))[None]
         return dense.sums(start[None], rows, index, torch.tensor([len(rows)]), [steps])[0][0]
     sums = ExampleSums(module, experiment.task)
-    sums.wrapped.double()
+    sums.double()
     return torch.cat([part.reshape(-1) for part in sums.total(rows.features, rows.targets, steps)[0]])
 
 

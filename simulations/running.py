@@ -87,7 +87,7 @@ def prepare(experiment: Experiment, *, table: Table | None = None, federation: F
     plan = planning.plan(experiment, len(federation.train))
     model = _model(experiment, federation)
     if plan.example is not None:
-        _has_example_gradients(experiment, model)
+        _has_example_gradients(experiment, federation, model)
     return Prepared(federation, plan, model)
 
 
@@ -354,13 +354,22 @@ def _fits(experiment: Experiment, federation: Federation) -> None:
         raise ConfigError([f"task: {experiment.task.name} is for {wanted}, but the data is {federation.kind}"])
 
 
-def _has_example_gradients(experiment: Experiment, model: setup.Model) -> None:
+def _has_example_gradients(experiment: Experiment, federation: Federation, model: setup.Model) -> None:
+    """Tries DP-SGD on two rows of random numbers: what has no gradients of examples is found before anything runs."""
     from client.example_sums import ExampleSums, UnsupportedModel
+    from privacy.steps import NoisySteps
 
     if experiment.task.stack(model.shape) is not None and experiment.engine.stacked == "auto":
         return  # Dense layers need no hooks.
+    held = federation.train.rows
+    features, targets = (
+        held.features.new_zeros(2, *held.features.shape[1:]),
+        held.targets.new_zeros(2, *held.targets.shape[1:]),
+    )
+    if features.is_floating_point():
+        features += torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
     try:
-        ExampleSums(model.module, experiment.task)
+        ExampleSums(model.module, experiment.task).total(features, targets, NoisySteps(1.0, 1.0, 1.0, 1))
     except UnsupportedModel as error:
         raise ConfigError([f"task: {error}; use another task, or remove privacy.example"]) from error
 

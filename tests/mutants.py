@@ -517,6 +517,30 @@ MUTANTS = (
         "values[number].square().sum(-1)",
     ),
     Mutant(
+        "examples: norms by hooks are halved",
+        "client/example_sums.py",
+        "own.flatten(1).norm(dim=1) for own in each",
+        "0.5 * own.flatten(1).norm(dim=1) for own in each",
+    ),
+    Mutant(
+        "examples: norms by book-keeping are halved",
+        "client/book_keeping.py",
+        "steps.factors(self._squares(found, losses).sqrt())",
+        "steps.factors(0.5 * self._squares(found, losses).sqrt())",
+    ),
+    Mutant(
+        "examples: what no hook sees goes unseen",
+        "client/book_keeping.py",
+        "if not apart <= TOLERANCE * scale + TINY:",
+        "if False:",
+    ),
+    Mutant(
+        "examples: pairs of positions left out of the norm",
+        "client/layer_gradients.py",
+        "total = total + alike.sum((1, 2)).clamp(min=0.0)",
+        "total = total + alike.diagonal(dim1=1, dim2=2).sum(1)",
+    ),
+    Mutant(
         "examples: padding of a stack counts",
         "client/private_stacked.py",
         "factors = steps[0].factors(_norms(values, slopes)) * real",

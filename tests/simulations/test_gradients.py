@@ -26,11 +26,16 @@ from torch import nn
 from strategies.tasks import Task, task
 
 
-class Centred(nn.Linear):
-    """Takes the mean of a batch off every row: no row's gradient is its own."""
+class Centred(nn.Module):
+    """Takes the mean of a batch off every row: no row's gradient is its own, though their sum is right."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
 
     def forward(self, x):
-        return super().forward(x - x.mean(0))
+        x = self.layer(x)
+        return torch.tanh(x - x.mean(0))
 
 
 class Transposed(nn.Module):
@@ -55,6 +60,17 @@ class LowRank(nn.Module):
 
     def forward(self, x):
         return self.base(x) + self.up(self.down(x))
+
+
+class PassedBy(nn.Module):
+    """A layer whose weight is used behind the back of its hook, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x).tanh() @ self.layer.weight
 
 
 class Twice(nn.Module):
@@ -89,12 +105,13 @@ def offer(name, body):
             return nn.Sequential(nn.Flatten(), body(), nn.Linear(4, shape.outputs))
 
 
-offer("row_mixing", lambda: Centred(4, 4))
+offer("row_mixing", Centred)
 offer("gpt2_layer", lambda: Transposed(4, 4))
 offer("low_rank", lambda: LowRank(4, 4))
 offer("group_norm", lambda: nn.GroupNorm(2, 4))
 offer("batch_norm", lambda: nn.BatchNorm1d(4))
 offer("twice", lambda: Twice(4))
+offer("passed_by", PassedBy)
 offer("bare", Bare)
 '''
 
@@ -153,3 +170,16 @@ def test_a_model_with_buffers_is_refused_in_one_line(config: Path, plugin: str, 
     printed = capsys.readouterr()
     assert "mixes rows or keeps running statistics: use GroupNorm" in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_a_weight_used_behind_the_back_of_hooks_is_refused_before_a_run(
+    config: Path, plugin: str, capsys: Any, tmp_path: Path
+) -> None:
+    example = "{clip_norm: 1.0, noise_multiplier: 1.0, delta: 1e-3, rows: 30, batch: 5}"
+    options = ["--plugin", plugin, "--set", "task=passed_by", "--set", "train.steps=2"]
+    options += ["--set", f"privacy.example={example}", "--out", str(tmp_path / "run")]
+    assert main(["run", str(config), *options]) == 2
+    printed = capsys.readouterr()
+    assert "used outside of its layer" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
