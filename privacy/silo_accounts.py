@@ -126,7 +126,8 @@ class SiloAccounts:
     def _reserve(self, round_: int, charges: Charges) -> None:
         everyone = len(self.budgets)
         named = [(event, None if len(set(silos)) == everyone else silos) for event, silos in charges if silos]
-        self._ledger.reserve_each(round_, named, unit=self.unit, neighbours=self.neighbours, deal=self.deal)
+        if named:
+            self._ledger.reserve_each(round_, named, unit=self.unit, neighbours=self.neighbours, deal=self.deal)
 
     def _require(self, round_: int, charges: Charges) -> None:
         coming: dict[int, Counter[Event]] = {}

@@ -189,7 +189,9 @@ class Budget:
 
     epsilon: float | None = key(None, above=0, help="largest epsilon of whole silos; with delta, or neither")
     delta: float | None = key(None, above=0, below=1, help="its delta, the same as privacy.silo.delta")
-    example: ExampleBudget | None = key(None, help="where to stop for the examples inside a silo; null: no limit")
+    example: ExampleBudget | None = key(
+        None, help="where to stop for examples; with secret cohorts all silos count as asked; null: no limit"
+    )
 
 
 @dataclass(frozen=True)

@@ -249,8 +249,8 @@ MUTANTS = (
     Mutant(
         "torn line charged as the cheapest",
         "privacy/torn.py",
-        "return less <= more\n        case Sampled(Poisson",
-        "return less >= more\n        case Sampled(Poisson",
+        "case Gaussian(less), Gaussian(more):\n            return less <= more",
+        "case Gaussian(less), Gaussian(more):\n            return less >= more",
     ),
     Mutant(
         "torn line of nothing known is free",
@@ -261,8 +261,8 @@ MUTANTS = (
     Mutant(
         "data set's budget read without its lock",
         "privacy/ledger.py",
-        "        self._wait()\n        try:\n            if not os.path.samestat",
-        "        try:\n            if not os.path.samestat",
+        "        self._wait()\n        try:\n            self._held = True",
+        "        try:\n            self._held = True",
     ),
     Mutant(
         "data set does not pay",

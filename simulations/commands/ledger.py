@@ -86,7 +86,7 @@ def _units(chain: Chain, delta: float | None, deltas: Mapping[str, float]) -> It
             "epsilon_lower": None if bracket is None else output.finite(bracket.lower),
             "epsilon_upper": None if bracket is None else output.finite(bracket.upper),
             "note": "" if bracket is None else bracket.note,
-            "per_silo": any(entry.silos for entry in entries),
+            "per_silo": any(entry.silos or entry.deal for entry in entries),
             "events": [_row(event, charged, still_open) for event, charged in by_event.items()],
         }
 

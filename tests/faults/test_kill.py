@@ -422,6 +422,37 @@ def test_silos_killed_around_their_own_reserve_pay_for_every_attempt(place: Plac
         assert all(each["claim"] == spent for each in found), seam
 
 
+def test_a_killed_round_is_paid_from_the_budget_of_examples_too(place: Place) -> None:
+    """Where it is charged to the data set it counts, though no silo took a step; a budget gives no round for it."""
+    example = {"clip_norm": 1.0, "noise_multiplier": 8.0, "delta": 1e-3, "rows": 10, "batch": 10}
+
+    def after(rounds: int) -> float:
+        return epsilon(Repeated(Gaussian(8.0), rounds), 1e-3).upper
+
+    # A round charges the data set, and then the silos.
+    seams = [
+        (Seam("Ledger", "reserve_each", "before", 2 * KILLED - 1), 0, 0),
+        (Seam("Ledger", "reserve_each", "after", 2 * KILLED - 1), 1, 0),
+        (Seam("Ledger", "reserve_each", "after", 2 * KILLED), 1, 1),
+        (seam_of("after the last chunk", KILLED), 1, 1),
+        (seam_of("before the ledger's commit", KILLED), 0, 0),
+    ]
+    config = place.config("keepsake") | {"privacy": {"example": example}, "train": {"steps": 1}}
+    config |= {"budget": {"example": {"epsilon": after(ROUNDS) * (1 + 1e-9), "delta": 1e-3}}}
+    jobs = []
+    for number, (seam, _, _) in enumerate(seams):  # Each has a data set for itself.
+        arrays, own = dict(np.load(place.path / "data.npz")), place.path / f"data-{number}.npz"
+        np.savez(own, x=arrays["x"] + number, y=arrays["y"])
+        data = config["data"] | {"path": str(own)}
+        jobs.append(place.job(f"budget-{number}", config | {"data": data}, [seam, None]))
+    place.go(jobs)
+    for number, (seam, extra, taken) in enumerate(seams):
+        result = Left(place.path / f"budget-{number}").result
+        assert result["rounds"] == ROUNDS - extra, seam
+        assert result["privacy"]["cumulative_example"]["epsilon_upper"] == after(ROUNDS), seam
+        assert result["privacy"]["example"]["epsilon_upper"] == after(ROUNDS - extra + taken), seam
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("seed", range(3))
 def test_twenty_rounds_under_random_kills(place: Place, seed: int) -> None:
