@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from privacy.chain import Entry
-from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled
-from privacy.terms import Unpriceable
+from privacy.events import Capped, Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled
+from privacy.terms import History, Unpriceable, history_of
 
 
 def dp_event(event: Event) -> Any:
@@ -38,8 +38,19 @@ def dp_event(event: Event) -> Any:
             return dp.PoissonSampledDpEvent(rate, dp_event(inner))
         case Sampled(FixedSize(size, population), inner):
             return dp.SampledWithoutReplacementDpEvent(population, size, dp_event(inner))
+        case Sampled(Capped(rate, cap, population), inner):
+            return dp.TruncatedSubsampledGaussianDpEvent(population, rate, cap, _one_noise(inner))
         case _:
             raise Unpriceable(f"cannot export {event!r}: dp-accounting has no event for it")
+
+
+def _one_noise(event: Event) -> float:
+    """The noise of the one Gaussian that several on one sample are: the library has no word for them under a cap."""
+    match history_of(Sampled(Poisson(0.5), event)):
+        case History(((Poisson(), noise, 1),), None):
+            return noise
+        case _:
+            raise Unpriceable(f"cannot export {event!r} on a sample with a cap: dp-accounting has Gaussians only there")
 
 
 def as_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:

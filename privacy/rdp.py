@@ -50,7 +50,7 @@ def moments(parts: Sequence[Part]) -> Array:
     """The Renyi divergence at each of `ORDERS` of all parts together, `(orders,)`."""
     total = np.zeros(len(ORDERS))
     for part in parts:
-        total += part.times * _one(part.law, part.rate, part.noise)
+        total += part.times * _release(part)
     return total
 
 
@@ -67,6 +67,22 @@ def convert(divergences: Array, delta: float) -> Array:
     free = -np.expm1(-divergences) < delta**2
     best: Array = np.where(free, 0.0, np.maximum(found, 0.0)).min(axis=1)
     return best
+
+
+def _release(part: Part) -> Array:
+    """The Renyi divergence of one release of a part; under a cap of the two cases that it makes, see `privacy.capped`.
+
+    exp((a - 1) D_a) of a release that names its case is the mean of those of the cases.
+    """
+    if part.law not in ("capped", "capped_replace"):
+        return _one(part.law, part.rate, part.noise)
+    free = _one("poisson" if part.law == "capped" else "poisson_replace", part.rate, part.noise)
+    full = _one("poisson_replace", part.kept, part.noise / 2)
+    if part.spill == 1:
+        return full
+    first, second = math.log1p(-part.spill), math.log(part.spill)
+    whole: Array = np.logaddexp((ORDERS - 1) * free + first, (ORDERS - 1) * full + second) / (ORDERS - 1)
+    return np.maximum(whole, 0.0) + _ROUNDING
 
 
 @lru_cache(maxsize=512)

@@ -68,6 +68,10 @@ def sampled(sampler: Any, inner: Any) -> Any:
             return dp.PoissonSampledDpEvent(rate, inner)
         case {"kind": "fixed_size", "size": int(size), "population": int(n), **rest} if not rest and 0 < size <= n:
             return inner if size == n else dp.SampledWithoutReplacementDpEvent(n, size, inner)
+        case {"kind": "capped", "rate": rate, "cap": int(cap), "population": int(n), **rest} if (
+            not rest and 0 < rate <= 1 and cap > 0 and n > 0
+        ):
+            return dp.TruncatedSubsampledGaussianDpEvent(n, rate, cap, inner.noise_multiplier)
     raise ValueError(f"unknown sampler {json.dumps(sampler)[:80]}")
 
 

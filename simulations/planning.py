@@ -9,7 +9,7 @@ from privacy.accountant import Bracket, Neighbours, epsilon, noise_multiplier_fo
 from privacy.events import Composed, Event, Gaussian, Repeated
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from server.loop import round_event
-from server.sampler import FixedCohort, FullCohort, PoissonCohort, Sampler
+from server.sampler import CappedCohort, FixedCohort, FullCohort, PoissonCohort, Sampler
 from simulations import standardization
 from strategies.experiment import Cohort, Experiment
 from strategies.schema import ConfigError
@@ -51,6 +51,8 @@ def make_sampler(cohort: Cohort, population: int) -> Sampler:
     """The sampler of a `cohort` section for a number of silos."""
     match cohort.sampling:
         case "poisson":
+            if cohort.cap is not None and cohort.cap < population:
+                return CappedCohort(cohort.rate, cohort.cap, population)
             return PoissonCohort(cohort.rate, population)
         case "fixed":
             if cohort.size is None or cohort.size > population:

@@ -108,9 +108,10 @@ def _secrecy(run: Run) -> str:
         )
     if cohort.get("sampling") == "all" or cohort.get("rate") == 1:
         return "Every silo is in every round, so no cohort has to stay secret."
+    capped = "" if cohort.get("cap") is None else f", and of more than {cohort['cap']} only a random choice of so many"
     return (
         f"The proof counts on nobody learning which silos were in a round (each was with probability "
-        f"{cohort.get('rate', 1):g})."
+        f"{cohort.get('rate', 1):g}{capped})."
     )
 
 

@@ -70,6 +70,7 @@ class Cohort:
 
     sampling: Literal["poisson", "fixed", "all"] = key("poisson", help="each silo by a coin, a fixed number, or all")
     rate: float = key(1.0, above=0, at_most=1, help="poisson: chance that a silo is in a round")
+    cap: int | None = key(None, at_least=1, help="poisson: silos in a round at most, a random choice; costs epsilon")
     size: int | None = key(None, at_least=1, help="fixed: silos in a round")
 
 

@@ -534,6 +534,42 @@ MUTANTS = (
         'if late := kinds.count("reserve"):',
         'if late := 0 * kinds.count("reserve"):',
     ),
+    Mutant(
+        "a cap priced as none",
+        "privacy/terms.py",
+        "return sampler if crowding(sampler).spill > 0 else _plain(Poisson(rate))",
+        "return _plain(Poisson(rate))",
+    ),
+    Mutant(
+        "a cap thought to be reached later",
+        "privacy/capped.py",
+        "spill = _at_least(cap, population - 1, rate)",
+        "spill = _at_least(cap + 1, population - 1, rate)",
+    ),
+    Mutant(
+        "replaced under a cap at one clip norm",
+        "privacy/pld.py",
+        'Part("poisson_replace", part.kept, part.noise / 2, part.times)',
+        'Part("poisson_replace", part.kept, part.noise, part.times)',
+    ),
+    Mutant(
+        "replaced under a cap at one clip norm, by Renyi",
+        "privacy/rdp.py",
+        'full = _one("poisson_replace", part.kept, part.noise / 2)',
+        'full = _one("poisson_replace", part.kept, part.noise)',
+    ),
+    Mutant(
+        "a cap keeps the first silos",
+        "server/sampler.py",
+        'np.argsort(values[drawn], kind="stable")',
+        "np.arange(len(drawn))",
+    ),
+    Mutant(
+        "the mean under a cap divided as without",
+        "server/sampler.py",
+        "return crowding(self._sampler).rate * self.population",
+        "return self.rate * self.population",
+    ),
 )
 
 

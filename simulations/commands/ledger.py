@@ -187,6 +187,8 @@ def _words(event: Mapping[str, Any]) -> str:
             return f"not private: {reason}" if reason else "not private"
         case {"kind": "sampled", "sampler": {"kind": "poisson", "rate": rate}, "event": inner}:
             return f"{_words(inner)}, each silo with chance {output.short(rate)}"
+        case {"kind": "sampled", "sampler": {"rate": rate, "cap": cap, "population": silos}, "event": inner}:
+            return f"{_words(inner)}, each of {silos} silos with chance {output.short(rate)}, {cap} at most"
         case {"kind": "sampled", "sampler": {"size": size, "population": population}, "event": inner}:
             return f"{_words(inner)}, {size} of {population}"
         case {"kind": "composed", "events": events}:

@@ -14,11 +14,12 @@ import pytest
 from privacy import verify
 from privacy.accountant import Neighbours, epsilon
 from privacy.chain import check
-from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Sampled
+from privacy.events import Capped, Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Sampled
 from privacy.ledger import Ledger
 
 DELTA = 1e-4
 POISSON = Sampled(Poisson(0.25), Gaussian(2.0))
+CAPPED = Sampled(Capped(0.25, 12, 40), Gaussian(2.0))
 FIXED = Sampled(FixedSize(5, 40), Gaussian(2.0))
 
 
@@ -54,6 +55,10 @@ CASES: list[tuple[Neighbours, list[Event]]] = [
     ("replace", [FIXED] * 10),
     ("add_remove", [Gaussian(5.0), *[POISSON] * 10]),  # Private standardisation is round 0.
     ("replace", [Gaussian(5.0), *[FIXED] * 10]),
+    ("add_remove", [CAPPED] * 10),
+    ("zero_out", [Gaussian(5.0), CAPPED, POISSON]),
+    ("replace", [CAPPED] * 10),
+    ("add_remove", [Sampled(Capped(0.25, 12, 40), Composed((Gaussian(3.0), Gaussian(4.0))))] * 10),
     ("add_remove", [Sampled(Poisson(0.25), Composed((Gaussian(3.0), Gaussian(4.0))))] * 10),
 ]
 
