@@ -26,6 +26,7 @@ __all__ = [
     "epsilon",
     "epsilon_curve",
     "noise_multiplier_for",
+    "upper_bound",
     "upper_epsilon",
 ]
 
@@ -90,8 +91,13 @@ def epsilon(event: Event, delta: float, *, neighbours: Neighbours = "add_remove"
 
 def upper_epsilon(event: Event, delta: float, *, neighbours: Neighbours = "add_remove") -> float:
     """The upper end of `epsilon`, without the work that the lower end is."""
+    return upper_bound(event, delta, neighbours=neighbours)[0]
+
+
+def upper_bound(event: Event, delta: float, *, neighbours: Neighbours = "add_remove") -> tuple[float, str]:
+    """`upper_epsilon`, and the method that found it."""
     _check(delta, neighbours)
-    return _upper(history_of(event), delta, neighbours)[0]
+    return _upper(history_of(event), delta, neighbours)
 
 
 def epsilon_curve(event: Event, rounds: int, delta: float, *, neighbours: Neighbours = "add_remove") -> list[float]:

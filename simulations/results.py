@@ -14,6 +14,8 @@ import numpy as np
 from safetensors.torch import save
 from torch import Tensor
 
+from privacy.accountant import upper_epsilon
+from privacy.events import Composed, Repeated
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
 from simulations import auditing
@@ -40,7 +42,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "seed": experiment.seed,
         "engine": experiment.engine.kind,
         "metrics": _metrics(active, state, predictor),
-        "privacy": _privacy(active, predictor),
+        "privacy": _privacy(active, predictor, len(rows)),
         "updates": _updates(rows),
         "communication": _communication(rows, predictor.numel()),
         "model": _model(active, predictor),
@@ -77,7 +79,7 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
     return {name: _number(value) if isinstance(value, float) else value for name, value in measured.items()}
 
 
-def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
+def _privacy(active: ActiveRun, predictor: Tensor, rounds: int) -> dict[str, Any]:
     silo = active.experiment.privacy.silo
     if silo is None:
         return {"silo": None, "example": None, "measured": None, "cumulative": None}
@@ -92,9 +94,24 @@ def _privacy(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
         "noise_multiplier": active.plan.noise_multiplier,
         "clip_norm": silo.clip_norm,
         "charged_rounds": active.ledger.charges("silo"),
+        "epsilon_planned": _planned(active, rounds, spent.upper),
     }
     measured = auditing.audit(active, predictor, claimed)
     return {"silo": claimed, "example": None, "measured": measured, "cumulative": _cumulative(active)}
+
+
+def _planned(active: ActiveRun, rounds: int, spent: float) -> float | None:
+    """Upper epsilon of a stopped run had it gone on; None for a run that nobody stopped.
+
+    What ran is a part of what would have run, so this price holds whatever made somebody stop it.
+    """
+    if active.stopped is None or active.stopped.startswith("budget"):
+        return None
+    training, rest = active.training, active.experiment.rounds - rounds
+    history = Composed((*active.ledger.spent("silo"), Repeated(training.event, rest)))
+    assert training.delta is not None  # It has privacy, or nothing was claimed.
+    whole = upper_epsilon(history, training.delta, neighbours=training.neighbours)
+    return _number(whole if training.budget is None else max(spent, min(whole, training.budget)))
 
 
 def _cumulative(active: ActiveRun) -> dict[str, Any] | None:

@@ -570,6 +570,54 @@ MUTANTS = (
         "return crowding(self._sampler).rate * self.population",
         "return self.rate * self.population",
     ),
+    Mutant(
+        "the filter reports less than it charged",
+        "privacy/adaptive.py",
+        "return max(0.0, self.spent + self.budget - self.allowance)",
+        "return 0.9 * max(0.0, self.spent + self.budget - self.allowance)",
+    ),
+    Mutant(
+        "the filter lets one more through",
+        "privacy/adaptive.py",
+        "return self.spent + self._cost(event, times) <= self.allowance",
+        "return self.spent <= self.allowance",
+    ),
+    Mutant(
+        "the filter's allowance forgets log(order)",
+        "privacy/rdp.py",
+        "(math.log(delta) + np.log(ORDERS)) / (ORDERS - 1)\n    return spared",
+        "math.log(delta) / (ORDERS - 1)\n    return spared",
+    ),
+    Mutant(
+        "runs that differ priced as if planned together",
+        "privacy/adaptive.py",
+        "if len(runs) < 2 or fixed(spent):",
+        "if True:",
+    ),
+    Mutant(
+        "any two kinds of rounds taken for fixed",
+        "privacy/adaptive.py",
+        "return len(set(events)) < 2 or all(",
+        "return len(set(events)) < 3 or all(",
+    ),
+    Mutant(
+        "the filter's order follows the later runs",
+        "privacy/account.py",
+        "if len(runs) < 2:\n                first.add",
+        "if True:\n                first.add",
+    ),
+    Mutant(
+        "a price of a lone run kept for several",
+        "privacy/account.py",
+        "if wanted.counts <= known.counts and (wanted.runs, wanted.first) == (known.runs, known.first):",
+        "if wanted.counts <= known.counts:",
+    ),
+    Mutant(
+        "replaced as cheap as absent",
+        "privacy/rdp.py",
+        "np.fmin(through, _poisson(rate, noise, ORDERS) + unsampled)",
+        "np.fmin(through, _poisson(rate, noise, ORDERS))",
+    ),
 )
 
 

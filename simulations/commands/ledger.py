@@ -14,6 +14,7 @@ from simulations.commands.shared import format_argument
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:
+    from privacy.accountant import Bracket
     from privacy.chain import Entry
     from privacy.events import Event
 
@@ -67,7 +68,7 @@ def show(args: argparse.Namespace) -> int:
                 "delta": delta,
                 "epsilon_lower": None if bracket is None else output.finite(bracket.lower),
                 "epsilon_upper": None if bracket is None else output.finite(bracket.upper),
-                "note": "" if bracket is None else bracket.note,
+                "note": "; ".join(_notes(events, bracket)),
                 "events": [_row(event, entries, still_open) for event, entries in events.items()],
             }
         )
@@ -136,6 +137,15 @@ def mend(args: argparse.Namespace) -> int:
     ledger.close()
     print(f"{args.path}: the torn line is charged as {charged} reserve{'' if charged == 1 else 's'}")
     return OK
+
+
+def _notes(events: Mapping[Event, Sequence[Entry]], bracket: Bracket | None) -> Iterator[str]:
+    from privacy.adaptive import fixed
+
+    if bracket is not None and bracket.note:
+        yield bracket.note
+    if len({entry.run for entries in events.values() for entry in entries if not entry.torn}) > 1 and not fixed(events):
+        yield "runs differ in noise or sampling: added up as if planned beforehand, a budget's filter charges more"
 
 
 def _row(event: Event, entries: Sequence[Entry], still_open: set[int]) -> dict[str, Any]:

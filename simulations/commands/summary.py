@@ -60,10 +60,15 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     relation = output.RELATIONS[claimed["neighbours"]]
     note = f"; {claimed['note']}" if claimed["note"] else ""
     yield "epsilon claimed", f"{value} at delta {output.short(claimed['delta'])}, for {relation}{note}"
+    if claimed.get("epsilon_planned") is not None:
+        planned = output.at_most(claimed["epsilon_planned"])
+        yield "epsilon planned", f"{planned}; that is the claim if the run was stopped for what it had shown"
     cumulative = result["privacy"].get("cumulative")
     if cumulative is not None:
         runs = f"{cumulative['runs']} run{'' if cumulative['runs'] == 1 else 's'}"
-        yield "epsilon of data", f"{output.at_most(cumulative['epsilon_upper'])}, by {runs} with a budget on this data"
+        how = ", by a filter" if cumulative["method"] == "filter" else ""
+        spent = output.at_most(cumulative["epsilon_upper"])
+        yield "epsilon of data", f"{spent}, by {runs} with a budget on this data{how}"
     if measured is not None:
         interval = f"{output.short(measured['lower'])} to {output.short(measured['upper'])}"
         words = f"{output.short(measured['epsilon'])}, 95% interval {interval}, from {measured['canaries']} canaries"
