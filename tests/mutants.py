@@ -213,8 +213,8 @@ MUTANTS = (
     Mutant(
         "verifier lets unknown keys pass",
         "privacy/verify.py",
-        "**rest} if not rest and 0 < noise < math.inf:",
-        "**rest} if 0 < noise < math.inf:",
+        'case [("kind", "gaussian"), ("noise_multiplier", noise)] if',
+        'case [("kind", "gaussian"), ("noise_multiplier", noise), *_] if',
     ),
     Mutant(
         "canaries missing in the denominator",
@@ -617,6 +617,24 @@ MUTANTS = (
         "privacy/rdp.py",
         "np.fmin(through, _poisson(rate, noise, ORDERS) + unsampled)",
         "np.fmin(through, _poisson(rate, noise, ORDERS))",
+    ),
+    Mutant(
+        "verifier takes a reserve back that was committed",
+        "privacy/verify.py",
+        "                still_open.remove(seq)\n",
+        "",
+    ),
+    Mutant(
+        "verifier prices a sample of a sample as one",
+        "privacy/verify.py",
+        "if not parts or {type(part) for part in parts} != {dp.GaussianDpEvent}:",
+        "if not parts:",
+    ),
+    Mutant(
+        "verifier forgets the cap",
+        "privacy/verify.py",
+        "return dp.TruncatedSubsampledGaussianDpEvent(n, p, b, one.noise_multiplier)",
+        "return dp.PoissonSampledDpEvent(p, one)",
     ),
 )
 
