@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from privacy.terms import Law, Part
+from privacy.terms import Law, Part, merged
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -42,8 +42,8 @@ def rounding(parts: Sequence[Part]) -> float:
 
 
 def resolves(parts: Sequence[Part], delta: float) -> bool:
-    """Whether delta stands far enough above `rounding`, and the kinds of rounds are few enough."""
-    return delta >= 100 * rounding(parts) and len(parts) <= MAX_PARTS
+    """Whether delta stands far enough above `rounding`, and the kinds of rounds are few enough, or can be made so."""
+    return delta >= 100 * rounding(parts) and len(merged(tuple(parts), MAX_PARTS)) <= MAX_PARTS
 
 
 def upper(parts: Sequence[Part], delta: float) -> float:
@@ -53,6 +53,7 @@ def upper(parts: Sequence[Part], delta: float) -> float:
         parts: of any law but `fixed_size`.
         delta: one that `resolves`.
     """
+    parts = merged(tuple(parts), MAX_PARTS)
     step = first_step(parts)
     found = math.inf
     while step >= FINEST and all(_bins(part, step) <= _MAX_BINS for part in parts):
@@ -67,7 +68,7 @@ def upper_at(parts: Sequence[Part], delta: float, step: float) -> float:
     """Epsilon from above on one grid: valid for every step, tight for a fine one."""
     total = None
     with _overflow():
-        for part in parts:
+        for part in merged(tuple(parts), MAX_PARTS):
             one = _one(part, step)
             many = one if part.times == 1 else one.self_compose(part.times)
             total = many if total is None else total.compose(many)

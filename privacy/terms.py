@@ -5,6 +5,7 @@ Composition does not mind the order, so Repeated and Composed become counts, and
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -182,6 +183,26 @@ def _lower(part: Part, neighbours: Neighbours) -> Part:
             return Part("poisson_replace", alone, part.noise, part.times)
         case _:
             return part
+
+
+def merged(parts: tuple[Part, ...], most: int) -> tuple[Part, ...]:
+    """At most `most` parts that together cost no less, but a little more: similar Poisson samples are taken for one.
+
+    The one has the highest rate and the least noise of a group. A rarer or noisier release is that one with the output
+    replaced by mere noise at times, or with noise added: post-processing. Other laws are left alone, and may be more.
+    """
+    same = [part for part in parts if part.law not in ("poisson", "poisson_replace")]
+    rest = sorted((part for part in parts if part not in same), key=lambda part: (part.noise, part.rate))
+    groups = max(1, most - len(same))
+    if len(parts) <= most or not rest:
+        return parts
+    ends = [len(rest) * index // groups for index in range(groups + 1)]
+    return (*same, *(_dearest(rest[start:end]) for start, end in itertools.pairwise(ends) if end > start))
+
+
+def _dearest(group: list[Part]) -> Part:
+    rate, noise = max(part.rate for part in group), min(part.noise for part in group)
+    return Part(group[0].law, rate, noise, sum(part.times for part in group))
 
 
 def _all_units(history: History, half: float) -> list[Part]:

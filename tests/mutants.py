@@ -636,6 +636,18 @@ MUTANTS = (
         "return dp.TruncatedSubsampledGaussianDpEvent(n, p, b, one.noise_multiplier)",
         "return dp.PoissonSampledDpEvent(p, one)",
     ),
+    Mutant(
+        "many kinds of rounds merged into the quietest",
+        "privacy/terms.py",
+        "rate, noise = max(part.rate for part in group), min(part.noise for part in group)",
+        "rate, noise = max(part.rate for part in group), max(part.noise for part in group)",
+    ),
+    Mutant(
+        "the grid forgives an upper end below the truth",
+        "simulations/studies/accountant_grid.py",
+        'all(row["upper"] >= row["reference_lower"] for row in known)',
+        'any(row["upper"] >= row["reference_lower"] for row in known)',
+    ),
 )
 
 
