@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from privacy.accountant import Neighbours, upper_epsilon
+from privacy import filters
+from privacy.accountant import Neighbours
 from privacy.checks import open_unit, positive
-from privacy.events import Composed, Event, Repeated
+from privacy.events import Event
+from privacy.filters import BudgetSpent
 from privacy.ledger import TORN, Ledger, LedgerError
 
+__all__ = ["Account", "BudgetSpent", "Cumulative"]
+
 _AHEAD = 64  # Rounds that one price answers for, where the budget is far; near its end fewer.
-
-
-class BudgetSpent(Exception):
-    """The next round would pass the budget; nothing of it was asked or charged."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,36 @@ class Cumulative:
         delta: at which it holds.
         runs: how many runs there were.
         charges: how many reserves.
+        method: how it was found: as the accountant's, or `filter` where runs differ in noise or sampling.
+        budget: that the filter keeps.
     """
 
     epsilon_upper: float
     delta: float
     runs: int
     charges: int
+    method: str
+    budget: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """All that counts in a data set's ledger.
+
+    Attributes:
+        counts: how often each event was reserved.
+        runs: by whom; a torn line was reserved by nobody who went on.
+        first: the events that were reserved before the second run came.
+    """
+
+    counts: Counter[Event]
+    runs: frozenset[str]
+    first: frozenset[Event]
+
+    def more(self, run: str, event: Event, times: int) -> Spent:
+        """With further reserves of a run."""
+        first = self.first | {event} if self.runs <= {run} else self.first
+        return Spent(self.counts + Counter({event: times}), self.runs | {run}, first)
 
 
 class Account:
@@ -63,7 +87,7 @@ class Account:
         positive(budget=budget)
         open_unit(delta=delta)
         self.run, self.unit, self.neighbours, self.delta, self.budget = run, unit, neighbours, delta, budget
-        self._affordable: Counter[Event] = Counter()
+        self._affordable = Spent(Counter(), frozenset(), frozenset())
         self._ledger = Ledger(path, run=run, dataset=dataset, shared=True)
         try:
             with self._ledger.locked():
@@ -109,8 +133,8 @@ class Account:
         """What all runs have spent up to now."""
         with self._ledger.locked():
             spent = self._spent()
-            runs = {entry.run for entry in self._ledger.counted() if entry.unit == self.unit and not entry.torn}
-        return Cumulative(self._price(spent), self.delta, len(runs), spent.total())
+        found, method = self._price(spent)
+        return Cumulative(found, self.delta, len(spent.runs), spent.counts.total(), method, self.budget)
 
     def close(self) -> None:
         """Lets the file go."""
@@ -119,13 +143,15 @@ class Account:
     def _is_mine(self, run: str, unit: str) -> bool:
         return run == self.run and unit == self.unit
 
-    def _spent(self) -> Counter[Event]:
-        """All that counts, by event.
+    def _spent(self) -> Spent:
+        """All that counts.
 
         Raises:
             LedgerError: a charge is for another relation; no epsilon covers both.
         """
         counts: Counter[Event] = Counter()
+        runs: dict[str, None] = {}
+        first: set[Event] = set()
         for entry in self._ledger.counted():
             if entry.unit != self.unit or entry.event is None:
                 continue
@@ -136,31 +162,43 @@ class Account:
                     f"{entry.neighbours}, or remove budget"
                 )
             counts[entry.event] += 1
-        return counts
+            if not entry.torn:
+                runs[entry.run] = None
+            if len(runs) < 2:
+                first.add(entry.event)
+        return Spent(counts, frozenset(runs), frozenset(first))
 
-    def _affords(self, spent: Counter[Event], event: Event) -> bool:
+    def _affords(self, spent: Spent, event: Event) -> bool:
         """Whether one more `event` keeps the budget; one price answers for many rounds, as fewer cost less."""
-        wanted = spent + Counter([event])
-        if wanted <= self._affordable:
+        wanted, known = spent.more(self.run, event, 1), self._affordable
+        if wanted.counts <= known.counts and (wanted.runs, wanted.first) == (known.runs, known.first):
             return True
         ahead = _AHEAD
         while ahead:
-            history = spent + Counter({event: ahead})
-            if self._price(history) <= self.budget:
+            history = spent.more(self.run, event, ahead)
+            if self._price(history)[0] <= self.budget:
                 self._affordable = history
                 return True
             ahead //= 2
         return False
 
-    def _price(self, spent: Counter[Event]) -> float:
-        history = Composed(tuple(Repeated(event, times) for event, times in spent.items()))
-        return upper_epsilon(history, self.delta, neighbours=self.neighbours)
+    def _price(self, spent: Spent) -> tuple[float, str]:
+        """Epsilon, and how it was found; see `privacy.filters` for when which."""
+        return filters.several(
+            spent.counts,
+            runs=spent.runs,
+            first=spent.first,
+            budget=self.budget,
+            delta=self.delta,
+            neighbours=self.neighbours,
+        )
 
-    def _refusal(self, round_: int, spent: Counter[Event], event: Event) -> str:
-        after = self._price(spent + Counter([event]))
+    def _refusal(self, round_: int, spent: Spent, event: Event) -> str:
+        after, method = self._price(spent.more(self.run, event, 1))
+        how = ", by a filter as they differ in noise or sampling" if method == filters.FILTER else ""
         return (
             f"round {round_} would bring epsilon of all runs on this data to "
-            f"{'infinity' if math.isinf(after) else round(after, 4)}, above the budget of {self.budget}; "
+            f"{'infinity' if math.isinf(after) else round(after, 4)}, above the budget of {self.budget}{how}; "
             f"stopped after round {max(round_ - 1, 0)}{by_others(self._ledger, self.unit, self.run)}"
         )
 

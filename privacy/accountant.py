@@ -26,11 +26,13 @@ __all__ = [
     "epsilon",
     "epsilon_curve",
     "noise_multiplier_for",
+    "upper_bound",
     "upper_epsilon",
 ]
 
 MEANINGLESS = 50.0  # At epsilon 50 an attacker's odds may change by e^50.
 _REPLACE_MEANINGLESS = 4 * MEANINGLESS  # The Renyi bound for replaced units passes through absence and is this loose.
+_THROUGH_ABSENCE = {"poisson_replace", "capped", "capped_replace"}
 _CURVE_POINTS = 40
 _TOLERANCE = 1e-3
 _NOISE_RANGE = (1e-3, 1e6)
@@ -89,8 +91,13 @@ def epsilon(event: Event, delta: float, *, neighbours: Neighbours = "add_remove"
 
 def upper_epsilon(event: Event, delta: float, *, neighbours: Neighbours = "add_remove") -> float:
     """The upper end of `epsilon`, without the work that the lower end is."""
+    return upper_bound(event, delta, neighbours=neighbours)[0]
+
+
+def upper_bound(event: Event, delta: float, *, neighbours: Neighbours = "add_remove") -> tuple[float, str]:
+    """`upper_epsilon`, and the method that found it."""
     _check(delta, neighbours)
-    return _upper(history_of(event), delta, neighbours)[0]
+    return _upper(history_of(event), delta, neighbours)
 
 
 def epsilon_curve(event: Event, rounds: int, delta: float, *, neighbours: Neighbours = "add_remove") -> list[float]:
@@ -233,7 +240,7 @@ def _bracket(history: History, delta: float, neighbours: Neighbours) -> Bracket:
         reason = history.non_private or "less noise than can be priced"
         return Bracket(high, high, method, neighbours, delta, f"no guarantee: {reason}")
     low = high if method == "exact" else min(high, pld.lower(lower_parts(history, neighbours), delta, high))
-    return Bracket(low, high, method, neighbours, delta, _note(history, high, method, neighbours))
+    return Bracket(low, high, method, neighbours, delta, _note(history, low, high, method, neighbours))
 
 
 @lru_cache(maxsize=4096)
@@ -262,15 +269,18 @@ def _tight(parts: tuple[Part, ...], delta: float, guard: float) -> bool:
     from privacy import pld
 
     laws = {part.law for part in parts}
-    most = _REPLACE_MEANINGLESS if "poisson_replace" in laws else MEANINGLESS
+    most = _REPLACE_MEANINGLESS if laws & _THROUGH_ABSENCE else MEANINGLESS
     return "fixed_size" not in laws and guard <= most and pld.resolves(parts, delta)
 
 
-def _note(history: History, high: float, method: str, neighbours: Neighbours) -> str:
+def _note(history: History, low: float, high: float, method: str, neighbours: Neighbours) -> str:
     notes = []
     if high > MEANINGLESS:
         notes.append("no meaningful privacy")
-    if any(part.law == "fixed_size" for part in upper_parts(history, neighbours)):
+    laws = {part.law for part in upper_parts(history, neighbours)}
+    if laws & {"capped", "capped_replace"} and low < 0.95 * high:
+        notes.append("cohorts with a cap: the range is wide because the lower end is one pair of neighbours")
+    if "fixed_size" in laws:
         as_replaced = "charged as replaced, " if neighbours == "zero_out" else ""
         notes.append(
             f"fixed-size cohorts: {as_replaced}the range is wide because the upper end is a general Renyi bound and "

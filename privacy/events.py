@@ -67,7 +67,26 @@ class FixedSize:
             raise ValueError(f"size must be <= population, got {self.size} of {self.population}")
 
 
-Sampler: TypeAlias = Poisson | FixedSize
+@dataclass(frozen=True)
+class Capped:
+    """A Poisson sample of which a uniformly random `cap` remain if more are drawn, secretly.
+
+    Attributes:
+        rate: probability that a unit is drawn.
+        cap: the most that take part.
+        population: how many units there are; under `add_remove`, in the larger of two neighbours.
+    """
+
+    rate: float
+    cap: int
+    population: int
+
+    def __post_init__(self) -> None:
+        probability(rate=self.rate)
+        _whole(1, cap=self.cap, population=self.population)
+
+
+Sampler: TypeAlias = Poisson | FixedSize | Capped
 
 
 @dataclass(frozen=True)
@@ -130,7 +149,7 @@ class Turn:
 
 Event: TypeAlias = NonPrivate | Gaussian | Sampled | Repeated | Composed | Turn
 EVENTS = (NonPrivate, Gaussian, Sampled, Repeated, Composed, Turn)
-SAMPLERS = (Poisson, FixedSize)
+SAMPLERS = (Poisson, FixedSize, Capped)
 MAX_DEPTH = 64  # Of JSON read from outside; a real plan nests four or five deep.
 
 
@@ -236,6 +255,7 @@ _EVENT_KINDS: _Kinds = {
 _SAMPLER_KINDS: _Kinds = {
     "poisson": (Poisson, {"rate": _number}),
     "fixed_size": (FixedSize, {"size": _count, "population": _count}),
+    "capped": (Capped, {"rate": _number, "cap": _count, "population": _count}),
 }
 _NAMES = {build: kind for kind, (build, _) in (_EVENT_KINDS | _SAMPLER_KINDS).items()}
 

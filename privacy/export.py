@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from privacy.chain import Entry
-from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Turn
+from privacy.events import Capped, Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Turn
 from privacy.spending import UNNAMED, Spending, event_of
-from privacy.terms import Unpriceable
+from privacy.terms import History, Unpriceable, history_of
 
 
 def dp_event(event: Event) -> Any:
@@ -40,8 +40,19 @@ def dp_event(event: Event) -> Any:
             return dp.SampledWithoutReplacementDpEvent(population, size, dp_event(inner))
         case Turn(inner, charged):  # What its cycle has paid for is no cost of its own.
             return dp_event(inner) if charged else dp.NoOpDpEvent()
+        case Sampled(Capped(rate, cap, population), inner):
+            return dp.TruncatedSubsampledGaussianDpEvent(population, rate, cap, _one_noise(inner))
         case _:
             raise Unpriceable(f"cannot export {event!r}: dp-accounting has no event for it")
+
+
+def _one_noise(event: Event) -> float:
+    """The noise of the one Gaussian that several on one sample are: the library has no word for them under a cap."""
+    match history_of(Sampled(Poisson(0.5), event)):
+        case History(((Poisson(), noise, 1),), None):
+            return noise
+        case _:
+            raise Unpriceable(f"cannot export {event!r} on a sample with a cap: dp-accounting has Gaussians only there")
 
 
 def as_json(entries: Iterable[Entry]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from privacy.terms import Part
+from privacy.terms import Law, Part, merged
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -33,6 +33,7 @@ _TAIL = 1e-15  # Mass that composing may cut, as the library does by default; pa
 _SHIFT = 0.02  # Of a grid step; groups aim this much high, so that rounding their loss down costs 2% of a step.
 _EDGE_SHIFT = 1e-4  # For the groups made one by one, which can aim well; only rounding must not put them lower.
 _EDGE_GROUPS = 256  # Groups made one by one; a rare unit leaves most of the mass within a step of the lowest loss.
+_CAPPED: dict[str, Law] = {"capped": "poisson", "capped_replace": "poisson_replace"}  # While the cap is out of reach.
 
 
 def rounding(parts: Sequence[Part]) -> float:
@@ -41,8 +42,8 @@ def rounding(parts: Sequence[Part]) -> float:
 
 
 def resolves(parts: Sequence[Part], delta: float) -> bool:
-    """Whether delta stands far enough above `rounding`, and the kinds of rounds are few enough."""
-    return delta >= 100 * rounding(parts) and len(parts) <= MAX_PARTS
+    """Whether delta stands far enough above `rounding`, and the kinds of rounds are few enough, or can be made so."""
+    return delta >= 100 * rounding(parts) and len(merged(tuple(parts), MAX_PARTS)) <= MAX_PARTS
 
 
 def upper(parts: Sequence[Part], delta: float) -> float:
@@ -52,6 +53,7 @@ def upper(parts: Sequence[Part], delta: float) -> float:
         parts: of any law but `fixed_size`.
         delta: one that `resolves`.
     """
+    parts = merged(tuple(parts), MAX_PARTS)
     step = first_step(parts)
     found = math.inf
     while step >= FINEST and all(_bins(part, step) <= _MAX_BINS for part in parts):
@@ -66,8 +68,8 @@ def upper_at(parts: Sequence[Part], delta: float, step: float) -> float:
     """Epsilon from above on one grid: valid for every step, tight for a fine one."""
     total = None
     with _overflow():
-        for part in parts:
-            one = _library(part.law, part.rate, part.noise, step)
+        for part in merged(tuple(parts), MAX_PARTS):
+            one = _one(part, step)
             many = one if part.times == 1 else one.self_compose(part.times)
             total = many if total is None else total.compose(many)
         if total is None:
@@ -86,7 +88,7 @@ def lower(parts: Sequence[Part], delta: float, width: float) -> float:
     """Epsilon from below.
 
     Args:
-        parts: of any law but `fixed_size`.
+        parts: of the laws `all`, `poisson` and `poisson_replace`.
         delta: raised to one that rounding lets us see, if it is smaller; epsilon only falls by that.
         width: about the largest total loss, to choose a grid by; any positive number gives a valid bound.
     """
@@ -106,6 +108,23 @@ def lower(parts: Sequence[Part], delta: float, width: float) -> float:
         if total is None:
             return 0.0
         return _at_least_zero(total, max(delta, 100 * noise) + noise)
+
+
+def _one(part: Part, step: float) -> Any:
+    """One release's distribution; under a cap a mixture of two, as the library's own for truncated samples is."""
+    if part.law not in _CAPPED:
+        return _library(part.law, part.rate, part.noise, step)
+    free, full = _cases(part)
+    few, many = (_library(case.law, case.rate, case.noise, step) for case in (free, full))
+    return many.compute_mixture(few, part.spill)
+
+
+def _cases(part: Part) -> tuple[Part, ...]:
+    """The part itself, or the two that a cap makes of it: out of reach, and reached. See `privacy.capped`."""
+    if part.law not in _CAPPED:
+        return (part,)
+    free = Part(_CAPPED[part.law], part.rate, part.noise, part.times)
+    return free, Part("poisson_replace", part.kept, part.noise / 2, part.times)
 
 
 @lru_cache(maxsize=16)
@@ -152,7 +171,7 @@ def _edge(part: Part, deviations: float) -> float:
 
 def _bins(part: Part, step: float) -> float:
     """Grid points that the library will make; it cuts at exp(-50), 10 standard deviations."""
-    return (_edge(part, 10.1) - _edge(part, -10.1)) / step
+    return max(_edge(case, 10.1) - _edge(case, -10.1) for case in _cases(part)) / step
 
 
 def _lower_step(part: Part) -> float:
@@ -164,6 +183,9 @@ def _lower_step(part: Part) -> float:
 
 def _variance(part: Part) -> float:
     """The chi-square divergence, which for rare samples is the variance of the loss; an estimate to choose grids by."""
+    if part.law in _CAPPED:
+        free, full = _cases(part)
+        return (1 - part.spill) * _variance(free) + part.spill * _variance(full)
     spread = math.expm1(min(part.noise**-2, 50.0))
     return min(part.rate**2 * spread, part.noise**-2) * (4 if part.law == "poisson_replace" else 1)
 

@@ -12,7 +12,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from privacy.terms import Part
+from privacy.events import Event
+from privacy.terms import LEAST_NOISE, Neighbours, Part, history_of, upper_parts
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -46,12 +47,31 @@ def epsilons(parts: Sequence[Part], delta: float, times: Array) -> Array:
     return convert(times[:, None] * moments(parts), delta)
 
 
+def curve(event: Event, neighbours: Neighbours) -> Array:
+    """The Renyi divergence of an event at each of `ORDERS`, `(orders,)`; infinite where there is no guarantee.
+
+    Raises:
+        Unpriceable: nobody proved a price for this pairing.
+    """
+    history = history_of(event)
+    parts = upper_parts(history, neighbours)
+    if history.non_private is not None or any(part.noise < LEAST_NOISE for part in parts):
+        return np.full(len(ORDERS), np.inf)
+    return moments(parts)
+
+
 def moments(parts: Sequence[Part]) -> Array:
     """The Renyi divergence at each of `ORDERS` of all parts together, `(orders,)`."""
     total = np.zeros(len(ORDERS))
     for part in parts:
-        total += part.times * _one(part.law, part.rate, part.noise)
+        total += part.times * _release(part)
     return total
+
+
+def allowances(epsilon: float, delta: float) -> Array:
+    """The divergence at each of `ORDERS` that `convert` takes to epsilon, `(orders,)`; negative where none does."""
+    spared: Array = epsilon - np.log1p(-1 / ORDERS) + (math.log(delta) + np.log(ORDERS)) / (ORDERS - 1)
+    return spared
 
 
 def convert(divergences: Array, delta: float) -> Array:
@@ -69,6 +89,22 @@ def convert(divergences: Array, delta: float) -> Array:
     return best
 
 
+def _release(part: Part) -> Array:
+    """The Renyi divergence of one release of a part; under a cap of the two cases that it makes, see `privacy.capped`.
+
+    exp((a - 1) D_a) of a release that names its case is the mean of those of the cases.
+    """
+    if part.law not in ("capped", "capped_replace"):
+        return _one(part.law, part.rate, part.noise)
+    free = _one("poisson" if part.law == "capped" else "poisson_replace", part.rate, part.noise)
+    full = _one("poisson_replace", part.kept, part.noise / 2)
+    if part.spill == 1:
+        return full
+    first, second = math.log1p(-part.spill), math.log(part.spill)
+    whole: Array = np.logaddexp((ORDERS - 1) * free + first, (ORDERS - 1) * full + second) / (ORDERS - 1)
+    return np.maximum(whole, 0.0) + _ROUNDING
+
+
 @lru_cache(maxsize=512)
 def _one(law: str, rate: float, noise: float) -> Array:
     """The Renyi divergence of one release at `ORDERS`, `(orders,)`; read-only, because it is shared."""
@@ -78,7 +114,7 @@ def _one(law: str, rate: float, noise: float) -> Array:
         case "poisson":
             divergence = _poisson(rate, noise, ORDERS)
         case "poisson_replace":
-            divergence = _through_absence(rate, noise)
+            divergence = _replaced(rate, noise)
         case "fixed_size":
             divergence = _fixed_size(rate, noise)
         case _:
@@ -102,13 +138,17 @@ def _poisson(rate: float, noise: float, orders: Array) -> Array:
     return result
 
 
-def _through_absence(rate: float, noise: float) -> Array:
-    """A unit's values replaced = the unit removed, then added: Mironov 2017, proposition 11, with p = q = 2.
+def _replaced(rate: float, noise: float) -> Array:
+    """A unit's values replaced, by the better of two ways through its absence R, order by order.
 
-    D_a(P, Q) <= (a - 1/2) / (a - 1) D_2a(P, R) + D_(2a - 1)(R, Q), where in R the unit is absent.
+    Removed, then added: D_a(P, Q) <= (a - 1/2) / (a - 1) D_2a(P, R) + D_(2a - 1)(R, Q), Mironov 2017, proposition 11,
+    with p = q = 2. Or, as Q >= (1 - rate) R: D_a(P, Q) <= D_a(P, R) - log(1 - rate), good where divergences are large.
     """
     weight = (ORDERS - 0.5) / (ORDERS - 1)
-    return weight * _poisson(rate, noise, 2 * ORDERS) + _poisson(rate, noise, 2 * ORDERS - 1)
+    through = weight * _poisson(rate, noise, 2 * ORDERS) + _poisson(rate, noise, 2 * ORDERS - 1)
+    unsampled = -math.log1p(-rate) if rate < 1 else math.inf
+    better: Array = np.fmin(through, _poisson(rate, noise, ORDERS) + unsampled)
+    return better
 
 
 def _fixed_size(rate: float, noise: float) -> Array:

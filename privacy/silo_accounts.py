@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
+from privacy import filters
 from privacy.account import BudgetSpent, Cumulative, by_others
-from privacy.accountant import Neighbours, upper_epsilon
+from privacy.accountant import Neighbours
 from privacy.checks import open_unit, positive
 from privacy.events import Event
 from privacy.ledger import Ledger, LedgerError
-from privacy.spending import Spending, event_of
+from privacy.spending import Spending
 
 _AHEAD = 64  # Rounds that one price answers for, where a budget is far; near its end fewer.
 
@@ -58,8 +59,10 @@ class SiloAccounts:
         open_unit(delta=delta)
         self.run, self.unit, self.neighbours, self.delta, self.deal = run, unit, neighbours, delta, deal
         self.budgets, self.names = tuple(budgets), names
-        self._affordable: dict[float, list[Counter[Event]]] = {budget: [] for budget in self.budgets}
+        self._affordable: dict[float, list[Counter[Event]]] = {}
         self._ledger, self._read, self._spending = ledger, 0, Spending()
+        self._runs: set[str] = set()
+        self._first: set[Event] = set()  # What was reserved before the second run came: it fixes a filter's order.
         with self._ledger.locked():
             self._catch_up()
 
@@ -102,16 +105,20 @@ class SiloAccounts:
         """What all runs have spent up to now, for the silo that spent most."""
         with self._ledger.locked():
             self._catch_up()
-            runs = {each.run for each in self._ledger.counted() if each.unit == self.unit and not each.torn}
             histories = [self._spending.of(silo, self.deal) for silo in range(len(self.budgets))]
-        most, spent = max(((self._price(spent), spent) for spent in histories), key=lambda found: found[0])
-        return Cumulative(most, self.delta, len(runs), spent.total())
+        prices = [self._price(spent, budget, self._runs) for spent, budget in zip(histories, self.budgets)]
+        worst = max(range(len(prices)), key=lambda silo: prices[silo][0])
+        found, method = prices[worst]
+        charges = histories[worst].total()
+        return Cumulative(found, self.delta, len(self._runs), charges, method, self.budgets[worst])
 
     def _catch_up(self) -> None:
         """Takes in what was added to the ledger since the last look."""
         new = self._ledger.entries[self._read :]
         if any(entry.kind == "void" for entry in new):
             self._spending, new = Spending(), self._ledger.counted()
+            self._runs, self._first = set(), set()
+        before = (len(self._runs), len(self._first))
         for entry in new:
             if entry.unit != self.unit or entry.event is None:
                 continue
@@ -121,7 +128,11 @@ class SiloAccounts:
                     f"{entry.neighbours}, which does not add up with {self.neighbours}; remove budget.example"
                 )
             self._spending.add(entry)
+            self._runs |= set() if entry.torn else {entry.run}
+            self._first |= {entry.event} if len(self._runs) < 2 else set()
         self._read = len(self._ledger.entries)
+        if before != (len(self._runs), len(self._first)):
+            self._affordable = {}  # Another rule may hold now.
 
     def _reserve(self, round_: int, charges: Charges) -> None:
         everyone = len(self.budgets)
@@ -142,23 +153,26 @@ class SiloAccounts:
 
     def _affords(self, spent: Counter[Event], coming: Counter[Event], budget: float) -> bool:
         """Whether one more round keeps a budget; one price answers for many rounds and silos, as fewer cost less."""
-        wanted, known = spent + coming, self._affordable[budget]
+        wanted, known = spent + coming, self._affordable.get(budget, [])
         if any(wanted <= history for history in known):
             return True
         ahead = _AHEAD
         while ahead:
             history = spent + Counter({event: ahead * times for event, times in coming.items()})
-            if self._price(history) <= budget:
+            if self._price(history, budget, self._runs | {self.run})[0] <= budget:
                 self._affordable[budget] = [other for other in known if not other <= history] + [history]
                 return True
             ahead //= 2
         return False
 
-    def _price(self, spent: Counter[Event]) -> float:
-        return upper_epsilon(event_of(spent.items()), self.delta, neighbours=self.neighbours)
+    def _price(self, spent: Counter[Event], budget: float, runs: Set[str]) -> tuple[float, str]:
+        """Epsilon of what one silo's examples spent in so many runs, and how it was found; see `privacy.filters`."""
+        return filters.several(
+            spent, runs=runs, first=self._first, budget=budget, delta=self.delta, neighbours=self.neighbours
+        )
 
     def _refusal(self, round_: int, silo: int, after: Counter[Event]) -> str:
-        price = self._price(after)
+        price, _ = self._price(after, self.budgets[silo], self._runs | {self.run})
         whose = f"an example of silo {self.names[silo]!r}" if self.names else "an example, every silo counted as asked,"
         return (
             f"round {round_} would bring epsilon of {whose} over all runs on this data to "

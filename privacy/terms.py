@@ -5,12 +5,26 @@ Composition does not mind the order, so Repeated and Composed become counts, and
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Sampler, Turn
+from privacy.capped import crowding
+from privacy.events import (
+    Capped,
+    Composed,
+    Event,
+    FixedSize,
+    Gaussian,
+    NonPrivate,
+    Poisson,
+    Repeated,
+    Sampled,
+    Sampler,
+    Turn,
+)
 
 Neighbours: TypeAlias = Literal["add_remove", "zero_out", "replace"]
 """What may differ between two neighbouring data sets: a unit more or less, a unit's values all zero, other values."""
@@ -18,7 +32,7 @@ Neighbours: TypeAlias = Literal["add_remove", "zero_out", "replace"]
 MOST_NOISE = 1e6  # Releases of more noise differ by less than double precision resolves.
 LEAST_NOISE = 1e-6  # Epsilon is beyond 1e11 there; the formulas overflow further down.
 
-Law: TypeAlias = Literal["all", "poisson", "poisson_replace", "fixed_size"]
+Law: TypeAlias = Literal["all", "poisson", "poisson_replace", "fixed_size", "capped", "capped_replace"]
 
 
 class Unpriceable(ValueError):
@@ -31,17 +45,22 @@ class Part:
 
     Attributes:
         law: which units took part: all, a Poisson sample (told apart by a unit's presence, or by its values under
-            `replace`), or a sample of fixed size.
-        rate: probability that a given unit takes part.
+            `replace`), a sample of fixed size, or a Poisson sample with a cap (again by presence or by values).
+        rate: probability that a given unit takes part; where there is a cap, that it is drawn.
         noise: standard deviation / the most that one unit can move the sum, 2 clip norms where it may be replaced. For
-            `poisson_replace` it is counted in one clip norm, because the law itself has both positions of the unit.
+            `poisson_replace` it is counted in one clip norm, because the law itself has both positions of the unit;
+            so it is under a cap.
         times: how many such releases.
+        spill: probability that the cap is reached, see `privacy.capped`; 0 without one.
+        kept: probability that the unit takes part then.
     """
 
     law: Law
     rate: float
     noise: float
     times: int
+    spill: float = 0.0
+    kept: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,7 @@ def _collect_sampled(
     if inside.non_private is not None:
         reasons.append(inside.non_private)
     if inside.terms:
-        terms[None if _everyone(sampler) else sampler, _together(inside)] += times
+        terms[_plain(sampler), _together(inside)] += times
 
 
 def _collect_turn(event: Event, times: int, terms: Counter[tuple[Sampler | None, float]], reasons: list[str]) -> None:
@@ -132,14 +151,19 @@ def _takes_turns(event: Event) -> bool:
     return False
 
 
-def _everyone(sampler: Sampler) -> bool:
+def _plain(sampler: Sampler) -> Sampler | None:
+    """The sampler by its simplest name; None where it takes everybody."""
     match sampler:
         case Poisson(rate):
-            return rate == 1
+            return None if rate == 1 else sampler
         case FixedSize(size, population):
-            return size == population
+            return None if size == population else sampler
+        case Capped(rate, cap, population) if cap < population and rate == 1:
+            return FixedSize(cap, population)
+        case Capped(rate):
+            return sampler if crowding(sampler).spill > 0 else _plain(Poisson(rate))
         case _:
-            raise Unpriceable(f"cannot price sampler {sampler!r}: use Poisson or FixedSize")
+            raise Unpriceable(f"cannot price sampler {sampler!r}: use Poisson, FixedSize or Capped")
 
 
 def _together(history: History) -> float:
@@ -158,12 +182,16 @@ def upper_parts(history: History, neighbours: Neighbours) -> tuple[Part, ...]:
     """
     if neighbours == "add_remove" and FixedSize in history.samplers:
         raise Unpriceable("fixed-size cohorts have no add/remove price; use neighbours: replace")
-    half = 0.5 if neighbours == "replace" else 1.0
-    parts = _all_units(history, half)
+    replaced = neighbours == "replace"
+    parts = _all_units(history, 0.5 if replaced else 1.0)
     for sampler, noise, times in history.terms:
         match sampler:
             case Poisson(rate):
-                parts.append(Part("poisson_replace" if neighbours == "replace" else "poisson", rate, noise, times))
+                parts.append(Part("poisson_replace" if replaced else "poisson", rate, noise, times))
+            case Capped(rate):
+                full = crowding(sampler)
+                law: Law = "capped_replace" if replaced else "capped"
+                parts.append(Part(law, rate, noise, times, full.spill, full.kept))
             case FixedSize(size, population):
                 parts.append(Part("fixed_size", size / population, noise / 2, times))
     for part in parts:
@@ -173,16 +201,46 @@ def upper_parts(history: History, neighbours: Neighbours) -> tuple[Part, ...]:
 
 
 def lower_parts(history: History, neighbours: Neighbours) -> tuple[Part, ...]:
-    """What one pair of neighbours surely costs; differs from `upper_parts` in samples of fixed size.
+    """What one pair of neighbours surely costs; differs from `upper_parts` in samples of fixed size and with a cap.
 
-    There the pair is: all others send -C and the unit turns from -C to C (`replace`), or all others send 0 and the unit
-    turns from 0 to C (`zero_out`). The sum then is a Gaussian that moves with probability `rate`: a Poisson sample.
+    Of fixed size, the pair is: all others send -C and the unit turns from -C to C (`replace`), or all others send 0 and
+    the unit turns from 0 to C (`zero_out`). The sum then is a Gaussian that moves with probability `rate`: a Poisson
+    sample. With a cap all others send 0, so only the unit's own chance to take part matters: a Poisson sample as well.
     """
-    half = 0.5 if neighbours == "replace" else 1.0
-    return tuple(
-        Part("poisson", part.rate, 2 * part.noise * half, part.times) if part.law == "fixed_size" else part
-        for part in upper_parts(history, neighbours)
-    )
+    return tuple(_lower(part, neighbours) for part in upper_parts(history, neighbours))
+
+
+def _lower(part: Part, neighbours: Neighbours) -> Part:
+    alone = part.rate * (1 - part.spill) + part.spill * part.kept  # As `privacy.capped` has it.
+    match part.law:
+        case "fixed_size":
+            return Part("poisson", part.rate, part.noise * (1 if neighbours == "replace" else 2), part.times)
+        case "capped":
+            return Part("poisson", alone, part.noise, part.times)
+        case "capped_replace":
+            return Part("poisson_replace", alone, part.noise, part.times)
+        case _:
+            return part
+
+
+def merged(parts: tuple[Part, ...], most: int) -> tuple[Part, ...]:
+    """At most `most` parts that together cost no less, but a little more: similar Poisson samples are taken for one.
+
+    The one has the highest rate and the least noise of a group. A rarer or noisier release is that one with the output
+    replaced by mere noise at times, or with noise added: post-processing. Other laws are left alone, and may be more.
+    """
+    same = [part for part in parts if part.law not in ("poisson", "poisson_replace")]
+    rest = sorted((part for part in parts if part not in same), key=lambda part: (part.noise, part.rate))
+    groups = max(1, most - len(same))
+    if len(parts) <= most or not rest:
+        return parts
+    ends = [len(rest) * index // groups for index in range(groups + 1)]
+    return (*same, *(_dearest(rest[start:end]) for start, end in itertools.pairwise(ends) if end > start))
+
+
+def _dearest(group: list[Part]) -> Part:
+    rate, noise = max(part.rate for part in group), min(part.noise for part in group)
+    return Part(group[0].law, rate, noise, sum(part.times for part in group))
 
 
 def _all_units(history: History, half: float) -> list[Part]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from privacy.events import Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Turn
+from privacy.events import Capped, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, Turn
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def _at_least(event: Event, other: Event) -> bool:
         case Sampled(Poisson(high), Gaussian(less)), Sampled(Poisson(low), Gaussian(more)):
             return high >= low and less <= more
         case Sampled(FixedSize() as one, Gaussian(less)), Sampled(FixedSize() as two, Gaussian(more)):
+            return one == two and less <= more
+        case Sampled(Capped() as one, Gaussian(less)), Sampled(Capped() as two, Gaussian(more)):
             return one == two and less <= more
         case _:
             return False

@@ -19,7 +19,7 @@ from privacy import rdp
 from privacy.checks import finite, open_unit, positive
 from privacy.events import Event
 from privacy.rdp import ORDERS, Array
-from privacy.terms import LEAST_NOISE, Neighbours, history_of, upper_parts
+from privacy.terms import Neighbours
 
 MOST_MEAN = 500.0  # exp(-mean) is the first term of the Poisson law, and must be a number.
 _HALVINGS = 200
@@ -145,7 +145,7 @@ def epsilon(settings: Sequence[Event], runs: Runs, delta: float, *, neighbours: 
     open_unit(delta=delta)
     if not settings:
         raise ValueError("settings must not be empty")
-    one = mixture([_curve(event, neighbours) for event in settings])
+    one = mixture([rdp.curve(event, neighbours) for event in settings])
     return float(rdp.convert(runs.curve(one)[None, :], delta)[0])
 
 
@@ -160,14 +160,6 @@ def mixture(curves: Sequence[Array]) -> Array:
         mean = top + np.log(np.exp(scaled - top).mean(axis=0))
     whole: Array = np.where(np.isfinite(top), mean, np.inf) / (ORDERS - 1)
     return whole
-
-
-def _curve(event: Event, neighbours: Neighbours) -> Array:
-    history = history_of(event)
-    parts = upper_parts(history, neighbours)
-    if history.non_private is not None or any(part.noise < LEAST_NOISE for part in parts):
-        return np.full(len(ORDERS), np.inf)
-    return rdp.moments(parts)
 
 
 def _mean(mean: float) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from privacy import checks, streams
-from privacy.events import Event, FixedSize, Poisson, Sampled, Turn
+from privacy.capped import crowding
+from privacy.events import Capped, Event, FixedSize, Poisson, Sampled, Turn
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,48 @@ class PoissonCohort:
     def event(self, inner: Event) -> Event:
         """The price of a round for a silo, asked or not."""
         return inner if self.rate == 1 else Sampled(Poisson(self.rate), inner)
+
+
+@dataclass(frozen=True)
+class CappedCohort:
+    """The silos of a `PoissonCohort`; of more than `cap`, a uniformly random `cap` of them."""
+
+    rate: float
+    cap: int
+    population: int
+
+    def __post_init__(self) -> None:
+        checks.probability(rate=self.rate)
+        if not self.cap >= 1:
+            raise ValueError(f"cohort.cap: must be >= 1, got {self.cap}")
+
+    @property
+    def expected(self) -> float:
+        """The constant expected cohort, after the cap: what a private mean divides by."""
+        return crowding(self._sampler).rate * self.population
+
+    def draw(self, seed: int, round_: int) -> list[int]:
+        """The cohort of a round, in rising order; may be empty."""
+        return self._lowest(streams.keys(streams.derive(seed, "cohort", round_), np.arange(self.population)))
+
+    def draw_secretly(self) -> list[int]:
+        """A cohort that nobody can draw again, in rising order; may be empty."""
+        return self._lowest(_secret_keys(self.population))
+
+    def _lowest(self, coins: streams.Keys) -> list[int]:
+        """Below the rate, coins are as likely in any order: those of the `cap` lowest are a uniformly random choice."""
+        values = streams.uniforms(coins, 1)[:, 0]
+        drawn = np.flatnonzero(values < self.rate)
+        cohort: list[int] = np.sort(drawn[np.argsort(values[drawn], kind="stable")[: self.cap]]).tolist()
+        return cohort
+
+    def event(self, inner: Event) -> Event:
+        """The price of a round for a silo, asked or not."""
+        return Sampled(self._sampler, inner)
+
+    @property
+    def _sampler(self) -> Capped:
+        return Capped(self.rate, self.cap, self.population)
 
 
 @dataclass(frozen=True)
@@ -139,7 +182,7 @@ class CyclicCohort:
         return Turn(inner, charged=True)
 
 
-Sampler = PoissonCohort | FixedCohort | FullCohort | CyclicCohort
+Sampler = PoissonCohort | CappedCohort | FixedCohort | FullCohort | CyclicCohort
 
 
 def _secret_keys(silos: int) -> streams.Keys:

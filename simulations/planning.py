@@ -12,7 +12,7 @@ from privacy.events import Composed, Event, Gaussian, Repeated
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from server import turns
 from server.loop import round_event
-from server.sampler import CyclicCohort, FixedCohort, FullCohort, PoissonCohort, Sampler
+from server.sampler import CappedCohort, CyclicCohort, FixedCohort, FullCohort, PoissonCohort, Sampler
 from simulations import channels, example_privacy, standardization
 from simulations.example_privacy import ExamplePlan
 from simulations.local_privacy import LocalPlan, local_plan
@@ -74,6 +74,8 @@ def make_sampler(cohort: Cohort, population: int) -> Sampler:
     """The sampler of a `cohort` section for a number of silos."""
     match cohort.sampling:
         case "poisson":
+            if cohort.cap is not None and cohort.cap < population:
+                return CappedCohort(cohort.rate, cohort.cap, population)
             return PoissonCohort(cohort.rate, population)
         case "fixed":
             if cohort.size is None or cohort.size > population:

@@ -55,6 +55,41 @@ def _turns(run: Run) -> str:
     return words
 
 
+def stopped(run: Run) -> list[str]:
+    """What a stop by hand makes of the claim; nothing where there was none."""
+    claimed = run.claimed
+    if claimed is None or claimed.get("epsilon_planned") is None:
+        return []
+    ran, planned = (number(claimed[name], 4, "up") for name in ("epsilon_upper", "epsilon_planned"))
+    return [
+        f"The run was stopped by hand. For the rounds that ran, ε is at most {ran}, and that holds only if whoever "
+        "stopped it did not do so for what its models or scores had shown. Otherwise the claim is what all planned "
+        f"rounds would have cost, ε at most {planned}: stopping earlier is then a part of that release."
+    ]
+
+
+def together(run: Run) -> list[str]:
+    """What all runs with a budget on this data cost, and by which rule they were added up."""
+    total = run.result["privacy"].get("cumulative")
+    if total is None or total["runs"] < 2:
+        return []
+    spent = f"The {total['runs']:,} runs with a budget on this data cost, together, ε at most {_most(total)}"
+    if total["method"] != "filter":
+        return [
+            f"{spent}: their releases all cost the same or are unsampled Gaussians, so looking between them is free."
+        ]
+    return [
+        f"{spent}. They differ in noise or sampling, which may have been chosen after looking at earlier runs, so they "
+        "are added up by a Rényi filter at an order fixed beforehand (Feldman & Zrnic 2021). What it promises is the "
+        f"budget of {number(total['budget'], 4)}; the number says how much of that is used."
+    ]
+
+
+def _most(total: Mapping[str, Any]) -> str:
+    at = f"at δ = {small(total['delta'])}"
+    return f"{number(total['epsilon_upper'], 4, 'up')} {at}" if total["epsilon_upper"] is not None else f"∞ {at}"
+
+
 def charged(run: Run) -> str:
     """What the ledger charges: rounds, those broken off included, and moments to standardise with."""
     total, rounds = (run.claimed or {"charged_rounds": 0})["charged_rounds"], len(run.rows)

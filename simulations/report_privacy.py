@@ -28,6 +28,7 @@ def privacy_section(run: Run) -> Html:
     if not run.claimed["charged_rounds"]:
         return element("section", {}, heading, element("p", {}, privacy_words.NOTHING_CHARGED))
     texts = [meaning(run.promised or run.claimed), privacy_words.claim(run), privacy_words.measurement(run)]
+    texts += [*privacy_words.stopped(run), *privacy_words.together(run)]
     if run.selection is not None:
         texts += privacy_words.chosen_words(run.selection, run.selection)
     texts += _examples(run)

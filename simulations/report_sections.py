@@ -136,6 +136,8 @@ def _expected(run: Run) -> list[Mark]:
     if cohort.get("sampling") != "poisson":
         return []
     expected = cohort["rate"] * run.result["silos"]
+    if cohort.get("cap") is not None:
+        return [Mark(f"at most {cohort['cap']}", cohort["cap"])]
     return [Mark(f"expected {expected:.4g}", expected)]
 
 

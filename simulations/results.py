@@ -14,8 +14,11 @@ import numpy as np
 from safetensors.torch import save
 from torch import Tensor
 
+from privacy.accountant import upper_epsilon
+from privacy.events import Composed, Repeated
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
+from server.turns import charged
 from simulations import auditing, channels, example_privacy, local_privacy
 from simulations.engines import setup
 
@@ -98,8 +101,24 @@ def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, A
         "noise_multiplier": active.plan.noise_multiplier,
         **channels.described(active.plan.mechanisms, last=rows[-1]["clip_norms"] if rows else {}),
         "charged_rounds": active.ledger.charges("silo"),
+        "epsilon_planned": _planned(active, len(rows), spent.upper),
     }
     return found | {"silo": claimed} | auditing.audit(active, predictor, claimed)
+
+
+def _planned(active: ActiveRun, rounds: int, spent: float) -> float | None:
+    """Upper epsilon of a stopped run had it gone on; None for a run that nobody stopped.
+
+    What ran is a part of what would have run, so this price holds whatever made somebody stop it.
+    """
+    if active.stopped is None or active.stopped.startswith("budget"):
+        return None
+    training = active.training
+    rest = charged(training.sampler, active.experiment.rounds) - charged(training.sampler, rounds)
+    history = Composed((*active.ledger.spent("silo"), Repeated(training.event, rest)))
+    assert training.delta is not None  # It has privacy, or nothing was claimed.
+    whole = upper_epsilon(history, training.delta, neighbours=training.neighbours)
+    return _number(whole if training.budget is None else max(spent, min(whole, training.budget)))
 
 
 def _cumulative(active: ActiveRun) -> dict[str, Any]:

@@ -82,6 +82,9 @@ def _short(run: Run) -> str:
     if upper is None:
         return "No finite ε is proved for this run."
     what = "" if run.selection is None else ", the sweep that it comes from included"
+    if run.claimed is not None and run.claimed.get("epsilon_planned") is not None:
+        planned = number(run.claimed["epsilon_planned"], 4, "up")
+        what += f"; at most {planned} if it was stopped for what it had shown"
     return (
         f"ε (epsilon) is at most {number(upper, 4, 'up')} at δ (delta) = {small(claimed['delta'])}, for "
         f"{NEIGHBOURS[claimed['neighbours']]}{what}."
@@ -156,9 +159,10 @@ def _secrecy(run: Run) -> str:
         )
     if cohort.get("sampling") == "all" or cohort.get("rate") == 1:
         return "Every silo is in every round, so no cohort has to stay secret."
+    capped = "" if cohort.get("cap") is None else f", and of more than {cohort['cap']} only a random choice of so many"
     return (
         f"The proof counts on nobody learning which silos were in a round (each was with probability "
-        f"{cohort.get('rate', 1):g})."
+        f"{cohort.get('rate', 1):g}{capped})."
     )
 
 
@@ -180,6 +184,8 @@ def _claimed(run: Run) -> Iterator[str]:
             "Replacing a silo moves a sum by up to two clip norms and is priced so; the number does not compare with "
             "those for adding or removing one."
         )
+    yield from privacy_words.stopped(run)
+    yield from privacy_words.together(run)
     if str(run.result["stopped"]).startswith("budget"):
         yield (
             "The run stopped before a round that would have passed its budget. That decision looks at prices only, so "

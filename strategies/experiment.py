@@ -73,6 +73,7 @@ class Cohort:
         "poisson", help="each silo by a coin, a fixed number, all, or in turns"
     )
     rate: float = key(1.0, above=0, at_most=1, help="poisson: chance that a silo is in a round")
+    cap: int | None = key(None, at_least=1, help="poisson: silos in a round at most, a random choice; costs epsilon")
     size: int | None = key(None, at_least=1, help="fixed: silos in a round")
     separation: int | None = key(None, at_least=1, help="cyclic: groups, and rounds from a silo's turn to its next")
 

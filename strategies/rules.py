@@ -59,6 +59,10 @@ def _cohort_rules(cohort: Cohort) -> Iterator[str]:
         yield f"cohort.separation: found {cohort.separation}, but only sampling: cyclic uses it; remove it"
     if cohort.sampling != "poisson" and cohort.rate != 1:
         yield f"cohort.rate: found {cohort.rate}, but only sampling: poisson uses it; remove it"
+    if cohort.cap is not None and cohort.sampling != "poisson":
+        yield f"cohort.cap: found {cohort.cap}, but only sampling: poisson uses it; remove it"
+    elif cohort.cap is not None and cohort.rate == 1:
+        yield f"cohort.cap: with rate: 1 every cohort has that size; use sampling: fixed and size: {cohort.cap}"
 
 
 def _size_rules(cohort: Cohort, data: Data) -> Iterator[str]:

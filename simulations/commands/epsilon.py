@@ -25,7 +25,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delta", metavar="D", type=float, required=True)
     parser.add_argument("--sampling", choices=("poisson", "fixed", "none"), default="poisson", help="default: poisson")
     parser.add_argument("--rate", metavar="Q", type=float, help="poisson: chance that a silo is in a round")
-    parser.add_argument("--silos", metavar="N", type=int, help="fixed: silos there are")
+    parser.add_argument("--silos", metavar="N", type=int, help="fixed, or with --cap: silos there are")
+    parser.add_argument("--cap", metavar="B", type=int, help="poisson: silos in a round at most, with --silos")
     parser.add_argument("--size", metavar="M", type=int, help="fixed: silos in a round (or give --rate)")
     parser.add_argument(
         "--neighbours", choices=get_args(Neighbours), help="default: add_remove; with --sampling fixed: replace"
@@ -74,14 +75,19 @@ def _problems(args: argparse.Namespace) -> list[str]:
 def _sampling_problems(args: argparse.Namespace) -> list[str]:
     if args.sampling == "fixed":
         return _fixed_problems(args)
-    given = [name for name in ("rate", "silos", "size") if getattr(args, name) is not None]
+    given = [name for name in ("rate", "silos", "cap", "size") if getattr(args, name) is not None]
     if args.sampling == "none":
         return [f"--{name}: every silo is in every round with --sampling none; remove it" for name in given]
-    lines = [f"--{name}: only --sampling fixed uses it; remove it" for name in given if name != "rate"]
+    capped = () if args.cap is None else ("cap", "silos")
+    users = {"size": "--sampling fixed", "silos": "--sampling fixed or --cap"}
+    lines = [f"--{name}: only {users[name]} uses it; remove it" for name in given if name not in ("rate", *capped)]
+    lines += [f"--{name}: missing or below 1, a cap needs it" for name in capped if not (getattr(args, name) or 0) >= 1]
     return lines if args.rate is not None else ["--rate: missing, give the chance that a silo is in a round", *lines]
 
 
 def _fixed_problems(args: argparse.Namespace) -> list[str]:
+    if args.cap is not None:
+        return ["--cap: only --sampling poisson uses it; remove it"]
     if args.silos is None or args.silos < 1:
         return ["--silos: missing, --sampling fixed needs the number of silos" if args.silos is None else
                 f"--silos: must be >= 1, got {args.silos}"]  # fmt: skip
@@ -100,7 +106,7 @@ def _size(args: argparse.Namespace) -> float:
 
 
 def _round(args: argparse.Namespace) -> Event:
-    from privacy.events import FixedSize, Gaussian, Poisson, Sampled
+    from privacy.events import Capped, FixedSize, Gaussian, Poisson, Sampled
 
     noise = Gaussian(args.noise_multiplier)
     match args.sampling:
@@ -109,4 +115,5 @@ def _round(args: argparse.Namespace) -> Event:
         case "fixed":
             return Sampled(FixedSize(round(_size(args)), args.silos), noise)
         case _:
-            return Sampled(Poisson(args.rate), noise)
+            sampler = Poisson(args.rate) if args.cap is None else Capped(args.rate, args.cap, args.silos)
+            return Sampled(sampler, noise)

@@ -14,6 +14,7 @@ from simulations.commands.shared import format_argument
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:
+    from privacy.accountant import Bracket
     from privacy.chain import Chain, Entry
     from privacy.events import Event
     from simulations.ledgers import Verdict
@@ -159,6 +160,15 @@ def mend(args: argparse.Namespace) -> int:
     return OK
 
 
+def _notes(events: Mapping[Event, Sequence[Entry]], bracket: Bracket | None) -> Iterator[str]:
+    from privacy.filters import fixed
+
+    if bracket is not None and bracket.note:
+        yield bracket.note
+    if len({entry.run for entries in events.values() for entry in entries if not entry.torn}) > 1 and not fixed(events):
+        yield "runs differ in noise or sampling: added up as if planned beforehand, a budget's filter charges more"
+
+
 def _row(event: Event, entries: Sequence[Entry], still_open: set[int]) -> dict[str, Any]:
     from privacy.events import to_json
 
@@ -214,6 +224,8 @@ def _words(event: Mapping[str, Any], who: str = "silo") -> str:
             return f"not private: {reason}" if reason else "not private"
         case {"kind": "sampled", "sampler": {"kind": "poisson", "rate": rate}, "event": inner}:
             return f"{_words(inner, who)}, each {who} with chance {output.short(rate)}"
+        case {"kind": "sampled", "sampler": {"rate": rate, "cap": cap, "population": silos}, "event": inner}:
+            return f"{_words(inner, who)}, each of {silos} {who}s with chance {output.short(rate)}, {cap} at most"
         case {"kind": "sampled", "sampler": {"size": size, "population": population}, "event": inner}:
             return f"{_words(inner, who)}, {size} of {population}"
         case {"kind": "turn", "event": inner, "charged": charged}:

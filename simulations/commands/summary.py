@@ -75,6 +75,9 @@ def _epsilons(result: Result) -> Iterator[tuple[str, str]]:
     relation = output.RELATIONS[claimed["neighbours"]]
     note = f"; {claimed['note']}" if claimed["note"] else ""
     yield "epsilon claimed", f"{value} at delta {output.short(claimed['delta'])}, for {relation}{note}"
+    if claimed.get("epsilon_planned") is not None:
+        planned = output.at_most(claimed["epsilon_planned"])
+        yield "epsilon planned", f"{planned}; that is the claim if the run was stopped for what it had shown"
     cumulative = result["privacy"].get("cumulative")
     if cumulative is not None:
         yield "epsilon of data", f"{output.at_most(cumulative['epsilon_upper'])}, by {_runs(cumulative)}"
@@ -91,7 +94,8 @@ def _shown(measured: audit_words.Measured, name: str, canaries: str) -> Iterator
 
 
 def _runs(cumulative: Mapping[str, Any]) -> str:
-    return f"{cumulative['runs']} run{'' if cumulative['runs'] == 1 else 's'} with a budget on this data"
+    how = ", by a filter" if cumulative["method"] == "filter" else ""
+    return f"{cumulative['runs']} run{'' if cumulative['runs'] == 1 else 's'} with a budget on this data{how}"
 
 
 def _of_examples(claimed: Mapping[str, Any]) -> str:

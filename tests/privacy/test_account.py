@@ -14,6 +14,7 @@ import pytest
 from privacy.account import Account, BudgetSpent
 from privacy.accountant import epsilon
 from privacy.events import Composed, Event, Gaussian, NonPrivate, Poisson, Repeated, Sampled
+from privacy.filters import RenyiFilter, order_for
 from privacy.ledger import Ledger, LedgerError
 
 DELTA = 1e-5
@@ -50,6 +51,94 @@ def test_two_runs_on_one_data_set_add_up(path: Path) -> None:
     assert total.epsilon_upper == price(Repeated(EVENT, 5)) == first.budget
     first.close()
     second.close()
+
+
+SAMPLED, QUIETER = (Sampled(Poisson(0.1), Gaussian(noise)) for noise in (2.0, 2.5))
+
+
+def test_runs_that_differ_in_noise_are_charged_by_a_filter_from_the_second_on(path: Path) -> None:
+    """Alone a run has the tight price; a second one of other noise was chosen after looking, and all is priced anew."""
+    first, second = (account(path, run, budget=3.0) for run in ("first", "second"))
+    for round_ in range(60):
+        take(first, round_, SAMPLED)
+    alone = first.total()
+    assert (alone.method, alone.epsilon_upper) == ("PLD", price(Repeated(SAMPLED, 60)))
+    kept = RenyiFilter(3.0, DELTA, order_for([SAMPLED], 3.0, DELTA))
+    kept.spend(SAMPLED, 60)
+    granted = 0
+    with pytest.raises(
+        BudgetSpent, match=r"by a filter as they differ in noise or sampling; .* other runs: first \(60\)"
+    ):
+        while True:
+            take(second, granted + 1, QUIETER)
+            granted += 1
+            kept.spend(QUIETER)
+    assert granted > 0
+    assert not kept.affords(QUIETER)
+    total = second.total()
+    assert (total.method, total.runs, total.budget) == ("filter", 2, 3.0)
+    assert price(Repeated(SAMPLED, 60), Repeated(QUIETER, granted)) < total.epsilon_upper <= 3.0
+    assert total.epsilon_upper == pytest.approx(kept.upper(), rel=1e-12)
+    with pytest.raises(BudgetSpent):
+        take(first, 61, SAMPLED)  # What it once looked ahead to was priced as a run alone.
+    first.close()
+    second.close()
+
+
+def test_the_order_is_fixed_by_what_came_before_the_second_run(path: Path) -> None:
+    first, second = (account(path, run, budget=3.0) for run in ("first", "second"))
+    take(first, 0, Gaussian(50.0))
+    take(first, 1, SAMPLED)
+    take(second, 1, QUIETER)
+    order = order_for([Gaussian(50.0), SAMPLED], 3.0, DELTA)
+    for _ in range(3):
+        take(first, 2, Gaussian(60.0))
+        kept = RenyiFilter(3.0, DELTA, order)
+        for event, times in first._spent().counts.items():
+            kept.spend(event, times)
+        assert second.total().epsilon_upper == pytest.approx(kept.upper(), rel=1e-12)
+    first.close()
+    second.close()
+
+
+def test_runs_of_the_same_noise_and_sampling_need_no_filter(path: Path) -> None:
+    first, second = (account(path, run, budget=3.0) for run in ("first", "second"))
+    for round_ in range(30):
+        take(first, round_, SAMPLED)
+        take(second, round_, SAMPLED)
+    assert (second.total().method, second.total().epsilon_upper) == ("PLD", price(Repeated(SAMPLED, 60)))
+    first.close()
+    second.close()
+
+
+def test_what_a_run_alone_looked_ahead_to_is_looked_at_again_when_another_comes(path: Path) -> None:
+    """The same rounds, but moments before only the first: 12 are within the tight price, and not within the filter."""
+    budget = price(Gaussian(50.0), Repeated(SAMPLED, 12)) * (1 + 1e-9)
+    first, second = (account(path, run, budget=budget) for run in ("first", "second"))
+    for round_ in range(5):
+        take(first, round_, Gaussian(50.0) if round_ == 0 else SAMPLED)
+    kept = RenyiFilter(budget, DELTA, order_for([Gaussian(50.0), SAMPLED], budget, DELTA))
+    kept.spend(Gaussian(50.0))
+    kept.spend(SAMPLED, 5)
+    take(second, 1, SAMPLED)
+    with pytest.raises(BudgetSpent, match="by a filter"):
+        while True:
+            take(first, 6, SAMPLED)
+            kept.spend(SAMPLED)
+    assert not kept.affords(SAMPLED)
+    first.close()
+    second.close()
+
+
+def test_a_torn_line_is_no_run_of_its_own(path: Path) -> None:
+    first = account(path, "first", budget=3.0)
+    take(first, 0, Gaussian(50.0))
+    take(first, 1, SAMPLED)
+    with open(path, "ab") as file:
+        file.write(b'{"check": "')
+    take(first, 2, SAMPLED)
+    assert (first.total().runs, first.total().method) == (1, "PLD")
+    first.close()
 
 
 def test_a_refusal_names_the_other_runs_in_one_line_and_charges_nothing(path: Path) -> None:

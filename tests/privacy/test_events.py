@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from privacy.events import (
     MAX_DEPTH,
+    Capped,
     Composed,
     FixedSize,
     Gaussian,
@@ -23,7 +24,10 @@ from privacy.events import (
 
 noises = st.floats(min_value=1e-6, max_value=1e6)
 samplers = st.builds(Poisson, st.floats(min_value=0, max_value=1, exclude_min=True)) | st.integers(1, 1000).flatmap(
-    lambda population: st.builds(FixedSize, st.integers(1, population), st.just(population))
+    lambda population: (
+        st.builds(FixedSize, st.integers(1, population), st.just(population))
+        | st.builds(Capped, st.floats(1e-9, 1), st.integers(1, 2000), st.just(population))
+    )
 )
 events = st.recursive(
     st.builds(NonPrivate, st.text()) | st.builds(Gaussian, noises),
@@ -99,6 +103,14 @@ GAUSSIAN = {"kind": "gaussian", "noise_multiplier": 1.0}
             {"kind": "sampled", "sampler": {"kind": "fixed_size", "size": 3, "population": 2}, "event": GAUSSIAN},
             "event.sampler: size must be <= population, got 3 of 2",
         ),
+        (
+            {
+                "kind": "sampled",
+                "sampler": {"kind": "capped", "rate": 0.1, "cap": 0, "population": 9},
+                "event": GAUSSIAN,
+            },
+            "event.sampler: cap must be a whole number >= 1, got 0",
+        ),
         ({"kind": "sampled", "sampler": GAUSSIAN, "event": GAUSSIAN}, "event.sampler.kind: unknown kind 'gaussian'"),
     ],
 )
@@ -125,6 +137,9 @@ def test_deep_nesting_is_refused_and_not_followed():
         lambda: Poisson(0.0),
         lambda: Poisson(math.nan),
         lambda: FixedSize(0, 10),
+        lambda: Capped(math.nan, 2, 10),
+        lambda: Capped(0.1, 2.0, 10),
+        lambda: Capped(0.1, 2, 0),
         lambda: FixedSize(1.0, 10),
         lambda: FixedSize(True, 10),
         lambda: Repeated(Gaussian(1.0), 2.5),

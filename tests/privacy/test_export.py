@@ -12,7 +12,7 @@ from dp_accounting.pld import PLDAccountant
 
 from privacy.accountant import epsilon
 from privacy.chain import Entry
-from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled
+from privacy.events import Capped, Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled
 from privacy.export import as_json, dp_event
 
 EVENT = Sampled(Poisson(0.1), Gaussian(2.0))
@@ -50,13 +50,22 @@ def test_every_kind_comes_back_as_the_librarys_own_event() -> None:
     )
 
 
+def test_a_cap_comes_back_as_the_librarys_own_event_of_one_gaussian() -> None:
+    both = Sampled(Capped(0.1, 5, 40), Composed((Gaussian(3.0), Gaussian(4.0))))
+    found = through_json(both).events[0].event
+    assert found == dp_accounting.TruncatedSubsampledGaussianDpEvent(40, 0.1, 5, pytest.approx(2.4))
+    with pytest.raises(ValueError, match="dp-accounting has Gaussians only there"):
+        dp_event(Sampled(Capped(0.1, 5, 40), NonPrivate("x")))
+
+
 @pytest.mark.parametrize("relation", ["add_remove", "replace"])
 def test_the_library_prices_the_export_as_the_ledger_is_priced(relation: Any) -> None:
     """The library's grid of 1e-4 and ours differ by far less than 1%."""
     of = dp_accounting.NeighboringRelation
     accountant = PLDAccountant(of.REPLACE_ONE if relation == "replace" else of.ADD_OR_REMOVE_ONE)
-    accountant.compose(through_json(Gaussian(8.0), *[EVENT] * 20))
-    bracket = epsilon(Composed((Gaussian(8.0), Repeated(EVENT, 20))), 1e-5, neighbours=relation)
+    capped = Sampled(Capped(0.1, 5, 40), Gaussian(2.0))
+    accountant.compose(through_json(Gaussian(8.0), *[EVENT] * 20, capped))
+    bracket = epsilon(Composed((Gaussian(8.0), Repeated(EVENT, 20), capped)), 1e-5, neighbours=relation)
     assert accountant.get_epsilon(1e-5) == pytest.approx(bracket.upper, rel=0.01)
 
 

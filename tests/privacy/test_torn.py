@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.accountant import epsilon
-from privacy.events import Composed, Event, FixedSize, Gaussian, NonPrivate, Poisson, Repeated, Sampled, from_json
+from privacy.events import (
+    Capped,
+    Composed,
+    Event,
+    FixedSize,
+    Gaussian,
+    NonPrivate,
+    Poisson,
+    Repeated,
+    Sampled,
+    from_json,
+)
 from privacy.ledger import TORN, Charge, Ledger, LedgerError, load
 from privacy.torn import worst
 
@@ -102,7 +113,11 @@ def test_the_worst_covers_every_known_charge(events: list[Event]) -> None:
 def test_events_that_cannot_be_compared_are_charged_together() -> None:
     often, loud = Sampled(Poisson(0.5), Gaussian(4.0)), Sampled(Poisson(0.01), Gaussian(0.5))
     fixed = Sampled(FixedSize(1, 10), Gaussian(1.0))
-    charges = [Charge("silo", "replace", event) for event in (often, loud, fixed)]
+    capped = Sampled(Capped(0.5, 3, 10), Gaussian(1.0))
+    charges = [Charge("silo", "replace", event) for event in (often, loud, fixed, capped)]
+    assert worst([*charges, Charge("silo", "replace", Sampled(Capped(0.5, 3, 10), Gaussian(1.5)))]) == charges
+    louder = Charge("silo", "replace", Sampled(Capped(0.5, 2, 10), Gaussian(0.9)))  # Another cap: not comparable.
+    assert worst([charges[3], louder]) == [charges[3], louder]
     assert worst(charges) == charges
     other_unit = Charge("example", "replace", Gaussian(9.0))
     assert worst([charges[0], other_unit]) == [charges[0], other_unit]

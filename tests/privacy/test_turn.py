@@ -90,7 +90,7 @@ def ledger_of(path: Path, *events: Event) -> Path:
 def test_the_ledger_s_own_verifier_prices_turns(tmp_path: Path) -> None:
     """By another library's distributions: at least the exact price, and 0.1% more at most."""
     path = ledger_of(tmp_path / "ledger.jsonl", PAYS, PAID, PAID, PAYS)
-    found, _ = verify.reserves(path.read_bytes().split(b"\n")[:-1], "silo")
+    found, _ = verify.reserves(path.read_bytes().split(b"\n")[:-1])
     events = verify.Counter(json.dumps(record["event"], sort_keys=True) for record in found)
     spent = verify.epsilon(events, "add_remove", DELTA)
     exact = price(Repeated(Gaussian(2.0), 2))
@@ -108,7 +108,7 @@ def test_the_ledger_s_own_verifier_prices_turns(tmp_path: Path) -> None:
     ],
 )
 def test_the_verifier_refuses_turns_that_have_no_price(event: Event) -> None:
-    with pytest.raises(ValueError, match=r"inside a sample only Gaussians|unknown event"):
+    with pytest.raises(ValueError, match=r"inside a sample or a turn only Gaussians|unknown event"):
         verify.dp_event(to_json(event), 1.0)
 
 

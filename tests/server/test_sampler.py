@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from privacy.events import FixedSize, Gaussian, Poisson, Sampled
-from server.sampler import FixedCohort, FullCohort, PoissonCohort
+from privacy.capped import crowding
+from privacy.events import Capped, FixedSize, Gaussian, Poisson, Sampled
+from server.sampler import CappedCohort, FixedCohort, FullCohort, PoissonCohort
 
 FALSE_ALARM = 1e-6  # Chance, over seeds, that a right sampler fails one of the statistical tests below.
 SILOS, ROUNDS, RATE = 200, 4000, 0.25
@@ -88,6 +89,28 @@ def test_a_poisson_cohort_is_in_rising_order_and_a_pure_function(
     assert PoissonCohort(rate, population + 1).draw(seed, round_)[: len(cohort)] == cohort
 
 
+def test_a_cap_keeps_a_uniformly_random_choice_of_those_drawn() -> None:
+    # 20 silos at rate 1/4 and a cap of 4: about 3 rounds of 5 draw too many.
+    sampler, free, rounds = CappedCohort(0.25, 4, 20), PoissonCohort(0.25, 20), 4000
+    counts, kept, full = np.zeros(20, dtype=int), np.zeros(20, dtype=int), 0
+    for round_ in range(1, rounds + 1):
+        cohort, drawn = sampler.draw(5, round_), free.draw(5, round_)
+        assert cohort == sorted(set(cohort))
+        assert set(cohort) <= set(drawn)
+        assert len(cohort) == min(4, len(drawn))
+        counts[cohort] += 1
+        if len(drawn) == 6:
+            full += 1
+            kept[np.array(drawn)[[silo in cohort for silo in drawn]]] += 1
+    chance = crowding(Capped(0.25, 4, 20)).rate
+    assert sampler.expected == pytest.approx(20 * chance)
+    for count in counts.tolist():
+        assert within(count, rounds, chance, alarms=FALSE_ALARM / 40)
+    assert kept.sum() == 4 * full
+    for count in kept.tolist():  # Of the 6 drawn 4 are kept, and each silo is one of the 6 with chance 6 / 20.
+        assert within(count, full, 4 / 20, alarms=FALSE_ALARM / 40)
+
+
 def test_secret_cohorts_follow_the_law_that_is_accounted() -> None:
     rounds = 2000
     poisson, fixed = np.zeros(SILOS, dtype=int), np.zeros(20, dtype=int)
@@ -104,7 +127,7 @@ def test_secret_cohorts_follow_the_law_that_is_accounted() -> None:
 
 
 def test_secret_cohorts_come_from_the_operating_system_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for sampler in (PoissonCohort(0.5, 64), FixedCohort(32, 64)):
+    for sampler in (PoissonCohort(0.5, 64), FixedCohort(32, 64), CappedCohort(0.9, 32, 64)):
         # Two of 120 pairs agree with probability below 120 * 2^-59: there are 2^60.7 cohorts of 32 of 64.
         assert len({tuple(sampler.draw_secretly()) for _ in range(16)}) == 16
     assert FullCohort(8).draw_secretly() == PoissonCohort(1.0, 8).draw_secretly() == list(range(8))
@@ -123,6 +146,7 @@ def test_rounds_and_seeds_draw_anew() -> None:
 def test_the_event_is_that_of_the_draw() -> None:
     assert PoissonCohort(0.25, 8).event(GAUSSIAN) == Sampled(Poisson(0.25), GAUSSIAN)
     assert FixedCohort(2, 8).event(GAUSSIAN) == Sampled(FixedSize(2, 8), GAUSSIAN)
+    assert CappedCohort(0.25, 2, 8).event(GAUSSIAN) == Sampled(Capped(0.25, 2, 8), GAUSSIAN)
 
 
 def test_who_is_always_asked_is_not_amplified() -> None:
@@ -135,8 +159,14 @@ def test_who_is_always_asked_is_not_amplified() -> None:
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), float("inf")])
 def test_a_rate_that_is_no_probability_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match="rate"):
-        PoissonCohort(rate, 8)
+    for build in (lambda: PoissonCohort(rate, 8), lambda: CappedCohort(rate, 2, 8)):
+        with pytest.raises(ValueError, match="rate"):
+            build()
+
+
+def test_a_cap_of_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"cohort.cap: must be >= 1, got 0"):
+        CappedCohort(0.5, 0, 8)
 
 
 @pytest.mark.parametrize("size", [-1, 0, 9])

@@ -157,6 +157,8 @@ def test_epsilon_of_poisson_and_fixed_samples(capsys):
     fixed = said_json(capsys, *common, "--sampling", "fixed", "--silos", "1000")
     assert fixed["neighbours"] == "replace"
     assert fixed["upper"] >= poisson["upper"]
+    capped = said_json(capsys, *common, "--cap", "20", "--silos", "1000")
+    assert 3.825 <= capped["upper"] <= 1.01 * 3.83  # The known price is 3.83; without the cap it is 1.83.
     text = said(capsys, *common)
     assert "adding or removing one whole silo" in text
 

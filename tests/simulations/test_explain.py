@@ -15,7 +15,9 @@ from privacy.events import Gaussian
 from privacy.ledger import Ledger
 from server.store import RunStore
 from simulations import ActiveRun, privacy_words, run, train
+from simulations.accounts import ledger_of
 from simulations.cli import main
+from simulations.folders import reopen
 from simulations.planning import plan
 from simulations.report_run import read_run
 from simulations.statement import statement
@@ -200,3 +202,60 @@ def test_rounds_that_are_missing_are_one_line(
     (folder / "rounds.jsonl").unlink()
     assert main(["explain", str(folder)]) == 2
     assert "0 lines for 2 rounds" in capsys.readouterr().err
+
+
+def test_a_run_stopped_by_hand_says_what_ran_and_what_was_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Full participation: n rounds of noise 8 cost one Gaussian of 8 / sqrt(n)."""
+    silo = {"silo": {"clip_norm": 0.5, "noise_multiplier": 8.0, "delta": 1e-3}}
+    config = parse(CONFIG | {"rounds": 16, "cohort": {"sampling": "all"}, "privacy": silo})
+    with ActiveRun(config, tmp_path / "run") as active:
+        train(active, stop=lambda: len(active.store.rows()) == 4)
+        claimed = active.finish().result["privacy"]["silo"]
+    ran, planned = epsilon(Gaussian(4.0), 1e-3).upper, epsilon(Gaussian(2.0), 1e-3).upper
+    assert (claimed["epsilon_upper"], claimed["epsilon_planned"]) == pytest.approx((ran, planned))
+    words = explained(capsys, tmp_path / "run")
+    more, less = (privacy_words.number(value, 4, "up") for value in (planned, ran))
+    assert f"one whole silo; at most {more} if it was stopped for what it had shown." in words
+    assert f"ε is at most {less}, and that holds only if whoever stopped it" in words
+    assert f"all planned rounds would have cost, ε at most {more}:" in words
+    report = html.unescape((tmp_path / "run" / "report.html").read_text())
+    assert f"all planned rounds would have cost, ε at most {more}:" in report
+    with ActiveRun(reopen(tmp_path / "run"), tmp_path / "run", resume=True) as active:
+        train(active)
+        whole = active.finish().result["privacy"]["silo"]
+    assert (whole["epsilon_upper"], whole["epsilon_planned"]) == (pytest.approx(planned), None)
+    assert "stopped by hand" not in explained(capsys, tmp_path / "run")
+
+
+def test_a_budget_bounds_what_a_stopped_run_had_planned(tmp_path: Path) -> None:
+    silo = {"silo": {"clip_norm": 0.5, "noise_multiplier": 8.0, "delta": 1e-3}}
+    budget = {"budget": {"epsilon": 1.0, "delta": 1e-3}}  # 16 rounds would cost 1.42.
+    config = parse(CONFIG | budget | {"rounds": 16, "cohort": {"sampling": "all"}, "privacy": silo})
+    with ActiveRun(config, tmp_path / "run") as active:
+        train(active, stop=lambda: len(active.store.rows()) == 2)
+        assert active.finish().result["privacy"]["silo"]["epsilon_planned"] == 1.0
+
+
+def test_runs_of_other_noise_on_the_same_data_are_added_up_by_a_filter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = {"budget": {"epsilon": 9.0, "delta": 1e-3}}
+    ran(tmp_path / "first", **budget)
+    assert "The 2 runs" not in explained(capsys, tmp_path / "first")
+    same = ran(tmp_path / "same", **budget, seed=1, data=CONFIG["data"] | {"seed": 0})
+    assert "their releases all cost the same or are unsampled Gaussians" in explained(capsys, same)
+    louder = {"silo": CONFIG["privacy"]["silo"] | {"noise_multiplier": 3.0}}
+    third = ran(tmp_path / "third", **budget, privacy=louder)
+    cumulative = json.loads((third / "result.json").read_text())["privacy"]["cumulative"]
+    assert (cumulative["method"], cumulative["budget"]) == ("filter", 9.0)
+    words = explained(capsys, third)
+    runs = f"The {cumulative['runs']} runs with a budget on this data cost, together, ε at most"
+    assert f"{runs} {privacy_words.number(cumulative['epsilon_upper'], 4, 'up')} at δ = 10⁻³" in words
+    assert "by a Rényi filter at an order fixed beforehand" in words
+    assert "What it promises is the budget of 9" in words
+    capsys.readouterr()
+    (ledger,) = ledger_of("x").parent.iterdir()
+    assert main(["ledger", "show", str(ledger), "--delta", "1e-3"]) == 0
+    assert "runs differ in noise or sampling" in " ".join(capsys.readouterr().out.split())

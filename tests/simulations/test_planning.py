@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from privacy.accountant import Unpriceable, epsilon
-from privacy.events import Gaussian, NonPrivate, Poisson, Repeated, Sampled
+from privacy.events import Capped, Gaussian, NonPrivate, Poisson, Repeated, Sampled
 from privacy.mechanism import ExactSum, GaussianSum, joint_event
-from server.sampler import FixedCohort, FullCohort, PoissonCohort
+from server.sampler import CappedCohort, FixedCohort, FullCohort, PoissonCohort
 from simulations.planning import make_sampler, plan
 from strategies.base import Strategy
 from strategies.experiment import Audit, Cohort, Experiment
@@ -50,6 +50,8 @@ class Seeing(Strategy):
 
 def test_each_cohort_has_its_sampler() -> None:
     assert make_sampler(Cohort(sampling="poisson", rate=0.25), 8) == PoissonCohort(0.25, 8)
+    assert make_sampler(Cohort(sampling="poisson", rate=0.25, cap=2), 8) == CappedCohort(0.25, 2, 8)
+    assert make_sampler(Cohort(sampling="poisson", rate=0.25, cap=8), 8) == PoissonCohort(0.25, 8)
     assert make_sampler(Cohort(sampling="fixed", size=2), 8) == FixedCohort(2, 8)
     assert make_sampler(Cohort(sampling="all"), 8) == FullCohort(8)
 
@@ -158,3 +160,13 @@ def test_canaries_need_a_channel_that_the_model_follows(strategy: Strategy) -> N
     audited = replace(config, privacy=replace(config.privacy, audit=Audit(canaries=10)))
     with pytest.raises(ConfigError, match=r"privacy\.audit\.canaries: strategy 'elsewhere' sends no 'delta'"):
         plan(audited, 100)
+
+
+@pytest.mark.parametrize("neighbours", ["add_remove", "zero_out", "replace"])
+def test_a_cap_is_priced_under_every_relation_and_costs_more(neighbours: str) -> None:
+    silo = {**NOISE, "neighbours": neighbours}
+    free, capped = (plan(experiment({**POISSON, **more}, silo), 100) for more in ({}, {"cap": 14}))
+    assert capped.event == Sampled(Capped(0.1, 14, 100), Gaussian(1.5))
+    assert free.cost is not None
+    assert capped.cost is not None
+    assert capped.cost.lower <= free.cost.upper < capped.cost.upper

@@ -12,7 +12,7 @@ import torch
 from privacy import audit, gaussian
 from privacy.noise import SimulatedNoise
 from simulations.shipped import find
-from simulations.studies import alarm, canary_cost, iterates, one_shot_table
+from simulations.studies import accountant_grid, alarm, canary_cost, iterates, one_shot_table
 from strategies.loading import load
 
 torch.set_num_threads(1)
@@ -86,6 +86,42 @@ def test_the_variants_of_the_cost_study_are_experiments() -> None:
     for name, variants in canary_cost.VARIANTS.items():
         for overrides in variants.values():
             load(find(name), overrides)
+
+
+def test_the_grid_prices_a_plan_in_a_process_of_its_own_against_a_reference(capsys: Any) -> None:
+    plans = ["--rates", "0.01", "1", "--noises", "5", "--rounds", "100", "--format", "json"]
+    assert accountant_grid.main(plans) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(found["criteria"].values())
+    assert len(found["criteria"]) == 6
+    sampled, exact = found["cells"]
+    assert (exact["rate"], exact["method"], exact["width"]) == (1.0, "exact", 0.0)
+    assert exact["upper"] == pytest.approx(9.997, abs=1e-3)
+    assert sampled["reference_lower"] <= sampled["upper"] <= 1.02 * sampled["reference_upper"]
+    assert 0 < sampled["seconds"] < 600
+    assert 50 < sampled["peak_mb"] < 2000
+    assert found["saving"]["saved"] == pytest.approx(1 - 1.030 / 1.094, abs=0.002)
+
+
+GOOD = {"lower": 1.0, "upper": 1.1, "reference_lower": 1.0, "reference_upper": 1.1, "seconds": 1.0, "peak_mb": 100}
+
+
+@pytest.mark.parametrize(
+    ("change", "saved"),
+    [
+        ({"lower": 1.11}, 0.1),
+        ({"upper": 0.99}, 0.1),
+        ({"upper": float("nan")}, 0.1),
+        ({"seconds": 61.0}, 0.1),
+        ({"peak_mb": 2001}, 0.1),
+        ({"reference_lower": None, "reference_upper": None}, 0.1),
+        ({}, -0.01),
+    ],
+)
+def test_one_bad_cell_fails_the_grid(change: dict[str, float], saved: float) -> None:
+    assert all(accountant_grid.criteria([GOOD, GOOD], {"saved": 0.0}).values())
+    passed = accountant_grid.criteria([GOOD, GOOD | change], {"saved": saved})
+    assert list(passed.values()).count(False) == 1
 
 
 @pytest.mark.integration

@@ -112,6 +112,9 @@ ONE_PROBLEM = [
         "cohort={sampling: all, rate: 0.5}",
         "cohort.rate: found 0.5, but only sampling: poisson uses it; remove it",
     ),
+    (SMALL, "cohort={sampling: all, cap: 3}", "cohort.cap: found 3, but only sampling: poisson uses it; remove it"),
+    (SMALL, "cohort.cap=3", "cohort.cap: with rate: 1 every cohort has that size; use sampling: fixed and size: 3"),
+    (SMALL, "cohort={rate: 0.5, cap: 0}", "cohort.cap: must be >= 1, got 0"),
     (SMALL, "cohort={sampling: fixed, size: 11}", "cohort.size: must be <= data.silos = 10, got 11"),
     (
         SMALL,
