@@ -86,7 +86,7 @@ def _units(chain: Chain, delta: float | None, deltas: Mapping[str, float]) -> It
             "delta": at,
             "epsilon_lower": None if bracket is None else output.finite(bracket.lower),
             "epsilon_upper": None if bracket is None else output.finite(bracket.upper),
-            "note": "" if bracket is None else bracket.note,
+            "note": "; ".join(_notes(by_event, bracket)),
             "per_silo": any(entry.silos or entry.deal for entry in entries),
             "events": [_row(event, charged, still_open) for event, charged in by_event.items()],
         }
@@ -180,7 +180,6 @@ def _row(event: Event, entries: Sequence[Entry], still_open: set[int]) -> dict[s
         "charges": len(entries),
         "open": sum(entry.seq in still_open for entry in entries),
         "torn": sum(entry.torn for entry in entries),
-        "by_silo": any(entry.silos is not None for entry in entries),
         "runs": len({entry.run for entry in entries if not entry.torn}),
     }
 

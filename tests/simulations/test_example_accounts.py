@@ -97,7 +97,7 @@ def test_a_run_stops_before_the_round_that_would_pass_the_budget(
     assert (tmp_path / "run" / "model.safetensors").exists()
     assert result["privacy"]["example"]["epsilon_upper"] == price(ROUND, 3)
     total = {"epsilon_upper": price(ROUND, 3), "delta": DELTA, "runs": 1, "charges": 3, "all_silos": False}
-    assert result["privacy"]["cumulative_example"] == total
+    assert result["privacy"]["cumulative_example"].items() >= total.items()
     assert (result["privacy"]["cumulative"], result["privacy"]["silo"]) == (None, None)
     for path, unit in (("ledger.jsonl", WHOLE), ("silos-ledger.jsonl", "example")):
         assert charged(tmp_path / "run" / path, unit) == 3  # Nothing of round 4.
@@ -161,7 +161,7 @@ def test_rows_that_are_dealt_anew_keep_what_they_paid(data: Path, tmp_path: Path
     second = go(experiment(data, within(4), data={"silos": 5}), tmp_path / "second")
     assert (first["rounds"], second["rounds"]) == (3, 1)
     total = {"epsilon_upper": price(ROUND, 4), "delta": DELTA, "runs": 2, "charges": 4, "all_silos": False}
-    assert second["privacy"]["cumulative_example"] == total
+    assert second["privacy"]["cumulative_example"].items() >= total.items()
     assert go(experiment(data, within(4), seed=3), tmp_path / "third")["rounds"] == 0
 
 
@@ -212,7 +212,7 @@ def test_where_cohorts_are_secret_a_stop_does_not_depend_on_them(data: Path, tmp
     assert "round 4 would bring epsilon of an example, every silo counted as asked, over all" in result["stopped"]
     assert "silo-" not in result["stopped"]
     total = {"epsilon_upper": price(ROUND, 3), "delta": DELTA, "runs": 1, "charges": 3, "all_silos": True}
-    assert result["privacy"]["cumulative_example"] == total
+    assert result["privacy"]["cumulative_example"].items() >= total.items()
     asked = [json.loads(line) for line in (tmp_path / "run" / "silos-ledger.jsonl").read_text().splitlines()]
     assert any(len(line.get("silos", [])) < SILOS for line in asked if line["kind"] == "reserve")
     assert all("silos" not in json.loads(line) for line in shared().read_text().splitlines())

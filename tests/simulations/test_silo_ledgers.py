@@ -259,7 +259,7 @@ def test_export_has_an_event_for_silos_that_spent_the_same(capsys: pytest.Captur
 
 def test_export_says_what_silos_paid_that_no_line_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "data", run="a", dataset="d")
-    for charged in ([], [1]):
+    for charged in (None, [1]):
         ledger.reserve_each(1, [(STEPS, charged)], unit="example", neighbours="add_remove", deal="x")
     ledger.close()
     exported = json.loads(said(capsys, "export", tmp_path / "data"))
