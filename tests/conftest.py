@@ -26,6 +26,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def registries() -> Iterator[None]:
+    """What the plug-ins of one file of tests register is gone in the next one."""
+    from strategies.registry import STRATEGIES
+    from strategies.tasks import TASKS
+
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [(each, dict(each)) for each in (STRATEGIES, TASKS)]
+    yield
+    for registry, before in kept:
+        registry.clear()
+        registry.update(before)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     return unskipped((yield))

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from simulations.cli import main
-from strategies.tasks import TASKS
 
 PLUGIN = '''
 """Models of a kind that confide does not ship."""
@@ -120,14 +119,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, known = tmp_path_factory.mktemp("plugin"), dict(TASKS)
+    folder = tmp_path_factory.mktemp("plugin")
     (folder / "layers_plugin.py").write_text(PLUGIN)
     sys.path.insert(0, str(folder))
     yield "layers_plugin"
     sys.path.remove(str(folder))
     sys.modules.pop("layers_plugin", None)
-    for name in TASKS.keys() - known.keys():
-        del TASKS[name]
 
 
 @pytest.fixture
