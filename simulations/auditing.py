@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privacy.audit import Scores, measure, score
-from simulations.audit_words import RUN_CLAIM
+from simulations.words.audit import RUN_CLAIM
 
 if TYPE_CHECKING:
     from torch import Tensor

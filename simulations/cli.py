@@ -46,7 +46,7 @@ ERRORS = {
     ("server.store", "StoreError"): REFUSED,
     ("server.checkpoint", "CheckpointError"): REFUSED,
     ("simulations.commands.runs", "RunError"): REFUSED,
-    ("simulations.report_run", "ReportError"): REFUSED,
+    ("simulations.report.run", "ReportError"): REFUSED,
     ("simulations.auditing", "AuditError"): REFUSED,
     ("server.loop", "Diverged"): FAILED,
     ("server.turns", "TooSoon"): FAILED,

@@ -57,7 +57,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "ledgers": {other.path.name: asdict(other.head) for other in active.training.ledgers},
     }
     active.store.finish(result)
-    from simulations.report import write_report
+    from simulations.report.page import write_report
 
     write_report(active.folder)
     return result

@@ -20,7 +20,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Prints the measurement; the exit code says whether it contradicts the claim."""
-    from simulations import audit_words, auditing
+    from simulations import auditing
+    from simulations.words import audit as audit_words
 
     found = auditing.results(auditing.read(args.run))
     if args.format == "json":

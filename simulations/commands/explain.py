@@ -13,7 +13,7 @@ from simulations.commands.runs import read_result
 from simulations.commands.shared import format_argument
 
 if TYPE_CHECKING:
-    from simulations.statement import Topic
+    from simulations.words.statement import Topic
 
 NAME = "explain"
 HELP = "say what a run's privacy means, and what it leaves out"
@@ -29,8 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Prints the statement."""
     read_result(args.run)  # Its refusals know the usual mistakes.
-    from simulations.report_run import read_run
-    from simulations.statement import ledger_remarks, statement
+    from simulations.report.run import read_run
+    from simulations.words.statement import ledger_remarks, statement
 
     run = read_run(args.run)
     topics, remarks = statement(run), ledger_remarks(run, args.run)

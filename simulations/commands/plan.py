@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from simulations.channel_words import channel_lines
 from simulations.commands import OK, output
 from simulations.commands.shared import config_argument, dataset_argument, format_argument, read, read_rows
+from simulations.words.channels import channel_lines
 
 if TYPE_CHECKING:
     from privacy.mechanism import Mechanism

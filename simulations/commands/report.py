@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Writes the report and says where it is."""
     read_result(args.run)
-    from simulations.report import write_report
+    from simulations.report.page import write_report
 
     print(write_report(args.run))
     return OK

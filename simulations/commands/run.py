@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simulations import audit_words
 from simulations.commands import ALARM, BUDGET, INTERRUPTED, OK, output, summary
 from simulations.commands.interrupt import Interrupt
 from simulations.commands.progress import watch
 from simulations.commands.shared import config_argument, dataset_argument, format_argument, load_code, read, read_rows
+from simulations.words import audit as audit_words
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:

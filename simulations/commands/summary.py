@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simulations import audit_words
 from simulations.commands import output
+from simulations.words import audit as audit_words
 
 Result = Mapping[str, Any]
 

@@ -17,8 +17,8 @@ from strategies.schema import ConfigError
 
 if TYPE_CHECKING:
     from client.tables import Table
-    from simulations.sweep import Sweep
-    from simulations.sweep_plan import Spec
+    from simulations.sweep.plan import Spec
+    from simulations.sweep.sweep import Sweep
 
 NAME = "sweep"
 HELP = "choose settings by private runs, and charge the choice"
@@ -61,7 +61,7 @@ def execute(args: argparse.Namespace) -> int:
     """Draws, runs and chooses, or goes on with that; prints what was chosen."""
     _check(args)
     load_code(args.plugins)
-    from simulations import sweep_memory
+    from simulations.sweep import memory as sweep_memory
 
     if args.resume is not None:
         folder: Path = args.resume
@@ -96,7 +96,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _drawn(args: argparse.Namespace) -> tuple[Sweep, Table | None]:
-    from simulations.sweep import prepared
+    from simulations.sweep.sweep import prepared
     from strategies.loading import parse
     from strategies.yaml_text import override, read_yaml
 
@@ -108,7 +108,7 @@ def _drawn(args: argparse.Namespace) -> tuple[Sweep, Table | None]:
 
 
 def _spec(args: argparse.Namespace) -> Spec:
-    from simulations.sweep_plan import Spec
+    from simulations.sweep.plan import Spec
 
     return Spec(
         over=tuple(args.over),
@@ -125,7 +125,7 @@ def _spec(args: argparse.Namespace) -> Spec:
 def _run(args: argparse.Namespace, sweep: Sweep, memory: dict[str, Any], folder: Path, table: Table | None) -> bool:
     """Whether the sweep came to its end."""
     from server.store import StoreError
-    from simulations.sweep_run import Means, go_on
+    from simulations.sweep.run import Means, go_on
 
     def show(line: str) -> None:
         if not args.quiet:
@@ -148,7 +148,7 @@ def _run(args: argparse.Namespace, sweep: Sweep, memory: dict[str, Any], folder:
 
 def describe(memory: Mapping[str, Any], folder: Path) -> str:
     """The runs, the choice and its price."""
-    from simulations.privacy_words import chosen_words
+    from simulations.words.privacy import chosen_words
 
     spec, chosen, runs = memory["spec"], memory["chosen"], memory["runs"]
     keys = list(runs[0]["settings"]) if runs else []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simulations import audit_words
+from simulations.words import audit as audit_words
 
 
 def measured(epsilon: float | None = 1.0, *, alarm: bool = False, **more: Any) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from simulations import ledgers, planning
 from simulations.cli import main
 from simulations.planning import make_sampler, plan
 from simulations.running import ActiveRun, train
-from simulations.sweep_plan import Spec
-from simulations.sweep_plan import event as sweep_event
-from simulations.sweep_run import _charges
+from simulations.sweep.plan import Spec
+from simulations.sweep.plan import event as sweep_event
+from simulations.sweep.run import _charges
 from strategies.base import Strategy
 from strategies.experiment import Cohort, Experiment
 from strategies.loading import parse

@@ -14,8 +14,8 @@ from privacy.events import Capped, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import load
 from simulations import run
 from simulations.cli import main
-from simulations.report_run import read_run
-from simulations.report_sections import _expected
+from simulations.report.run import read_run
+from simulations.report.sections import _expected
 from strategies.loading import parse
 
 CONFIG: dict[str, Any] = {

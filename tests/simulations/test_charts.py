@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.charts import HEIGHT, Line, Mark, Span, line_chart, span_chart
-from simulations.report_axes import thin, tick_labels, ticks
-from simulations.report_html import Html, element, join
+from simulations.report.axes import thin, tick_labels, ticks
+from simulations.report.charts import HEIGHT, Line, Mark, Span, line_chart, span_chart
+from simulations.report.markup import Html, element, join
 
 NUMBERS = st.floats(-1e300, 1e300) | st.floats(-1000, 1000)
 

@@ -14,13 +14,14 @@ from privacy.accountant import epsilon
 from privacy.events import Gaussian
 from privacy.ledger import Ledger
 from server.store import RunStore
-from simulations import ActiveRun, privacy_words, run, train
+from simulations import ActiveRun, run, train
 from simulations.accounts import ledger_of
 from simulations.cli import main
 from simulations.folders import reopen
 from simulations.planning import plan
-from simulations.report_run import read_run
-from simulations.statement import statement
+from simulations.report.run import read_run
+from simulations.words import privacy as privacy_words
+from simulations.words.statement import statement
 from strategies.loading import load, parse
 
 CONFIG: dict[str, Any] = {

@@ -19,9 +19,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.report import ReportError, write_report
-from simulations.report_html import VOID
-from simulations.report_words import meaning, number
+from simulations.report.markup import VOID
+from simulations.report.page import ReportError, write_report
+from simulations.report.words import meaning, number
 from strategies.schema import ConfigError
 
 HASH = "15341d27a38be423441ef0fc5fe13af5c3ff4d90be370c8ec5dda0739a3dba3d"

@@ -13,17 +13,19 @@ import torch
 from privacy import accountant, tuning
 from privacy.events import Composed, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import read
-from simulations import sweep_choice, sweep_memory, sweep_run
 from simulations.cli import main
 from simulations.data.federation import build
-from simulations.report_run import read_run
-from simulations.report_words import number
+from simulations.report.run import read_run
+from simulations.report.words import number
 from simulations.running import ActiveRun, train
-from simulations.statement import statement
-from simulations.sweep import Sweep, prepared
-from simulations.sweep_plan import MOST_SETTINGS, Spec, draw, grid, settings
-from simulations.sweep_run import Means
-from simulations.sweep_score import silo_score
+from simulations.sweep import choice as sweep_choice
+from simulations.sweep import memory as sweep_memory
+from simulations.sweep import run as sweep_run
+from simulations.sweep.plan import MOST_SETTINGS, Spec, draw, grid, settings
+from simulations.sweep.run import Means
+from simulations.sweep.score import silo_score
+from simulations.sweep.sweep import Sweep, prepared
+from simulations.words.statement import statement
 from strategies.loading import parse
 from strategies.schema import ConfigError
 

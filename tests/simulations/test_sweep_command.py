@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from simulations import sweep_run
 from simulations.cli import main
+from simulations.sweep import run as sweep_run
 
 SMALL = [
     *("--over", "train.learning_rate=0.05,0.5", "--runs", "3", "--set", "rounds=1", "--set", "data.silos=30"),
@@ -95,7 +95,7 @@ def test_what_cannot_be_swept_is_one_line_and_leaves_nothing(
 
 
 def test_a_folder_that_another_process_holds_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from simulations.sweep_memory import held
+    from simulations.sweep.memory import held
 
     tmp_path.joinpath("s").mkdir()
     with held(tmp_path / "s"):

@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from simulations import audit_words
-from simulations.channel_words import noise_words
 from simulations.example_audit import share
-from simulations.report_run import Run
-from simulations.report_words import number, small
+from simulations.report.run import Run
+from simulations.report.words import number, small
+from simulations.words import audit as audit_words
+from simulations.words.channels import noise_words
 
 NO_PRIVACY = "This run had no privacy: updates were neither clipped nor noised, so ε is infinite for every silo."
 NO_SILO_PRIVACY = "A whole silo had no privacy in this run: its ε is infinite. Single examples had."

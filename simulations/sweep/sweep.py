@@ -10,7 +10,7 @@ from client.tables import Table
 from privacy.events import Event
 from simulations.planning import Plan
 from simulations.running import prepare
-from simulations.sweep_plan import Drawn, Price, Spec, draw, event, experiments, grid, price
+from simulations.sweep.plan import Drawn, Price, Spec, draw, event, experiments, grid, price
 from strategies.experiment import Experiment
 from strategies.loading import parse
 from strategies.schema import ConfigError

@@ -17,8 +17,8 @@ from typing import Any
 from client.tables import Table
 from server.checkpoint import atomic_write
 from server.store import StoreError
-from simulations.sweep import Sweep, prepared
-from simulations.sweep_plan import Drawn, Price, Spec, settings
+from simulations.sweep.plan import Drawn, Price, Spec, settings
+from simulations.sweep.sweep import Sweep, prepared
 from strategies.experiment import Experiment
 from strategies.loading import parse
 

@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simulations import audit_words, local_words, privacy_words
-from simulations.charts import Line, Mark, Span, line_chart, span_chart
-from simulations.privacy_words import finite
-from simulations.report_html import Html, element, join
-from simulations.report_run import Run
-from simulations.report_words import NEIGHBOURS, meaning, number, small
+from simulations.report.charts import Line, Mark, Span, line_chart, span_chart
+from simulations.report.markup import Html, element, join
+from simulations.report.run import Run
+from simulations.report.words import NEIGHBOURS, meaning, number, small
+from simulations.words import audit as audit_words
+from simulations.words import local as local_words
+from simulations.words import privacy as privacy_words
+from simulations.words.privacy import finite
 
 
 def privacy_section(run: Run) -> Html:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations.report_axes import Point
+from simulations.report.axes import Point
 from strategies.yaml_text import read_yaml
 
 

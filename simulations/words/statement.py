@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations import local_words, privacy_words
-from simulations.report_run import Run
-from simulations.report_words import NEIGHBOURS, number, promise, small
+from simulations.report.run import Run
+from simulations.report.words import NEIGHBOURS, number, promise, small
+from simulations.words import local as local_words
+from simulations.words import privacy as privacy_words
 
 NO_EXAMPLES = (
     "It says nothing about a single row inside a silo beyond what it says about the whole silo, and protects no silo "

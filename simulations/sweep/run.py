@@ -15,11 +15,11 @@ from server.sampler import CyclicCohort
 from server.store import StoreError
 from server.turns import again
 from simulations.running import INTERRUPTED, ActiveRun, train
-from simulations.sweep import Sweep
-from simulations.sweep_choice import choose
-from simulations.sweep_memory import DIVERGED, DONE, WAITING, held, remember
-from simulations.sweep_plan import Drawn
-from simulations.sweep_score import silo_score
+from simulations.sweep.choice import choose
+from simulations.sweep.memory import DIVERGED, DONE, WAITING, held, remember
+from simulations.sweep.plan import Drawn
+from simulations.sweep.score import silo_score
+from simulations.sweep.sweep import Sweep
 from strategies.codec import encode
 from strategies.experiment import Experiment
 from strategies.yaml_text import yaml_of

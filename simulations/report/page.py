@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simulations.report_html import Html, element, join
-from simulations.report_privacy import claimed_words, measured_words, privacy_section
-from simulations.report_run import ReportError, Run, read_run
-from simulations.report_sections import (
+from simulations.report.markup import Html, element, join
+from simulations.report.privacy import claimed_words, measured_words, privacy_section
+from simulations.report.run import ReportError, Run, read_run
+from simulations.report.sections import (
     TITLES,
     cut,
     facts,
@@ -18,8 +18,8 @@ from simulations.report_sections import (
     seconds_table,
     traffic_section,
 )
-from simulations.report_style import CSS
-from simulations.report_words import duration, number, score, size, small
+from simulations.report.style import CSS
+from simulations.report.words import duration, number, score, size, small
 
 __all__ = ["ReportError", "page", "write_report"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from server.checkpoint import atomic_write
-from simulations.report import write_report
-from simulations.report_words import number
-from simulations.sweep import Sweep
-from simulations.sweep_memory import DONE, WITHHELD, privacy, remember
+from simulations.report.page import write_report
+from simulations.report.words import number
+from simulations.sweep.memory import DONE, WITHHELD, privacy, remember
+from simulations.sweep.sweep import Sweep
 
 KEPT = frozenset({"experiment.yaml", "ledger.jsonl", "lock"})  # Of a run not chosen: what it was and what it cost.
 LOWER_IS_BETTER = frozenset({"loss", "mse"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from simulations.report_words import NEIGHBOURS, number, small
+from simulations.report.words import NEIGHBOURS, number, small
 
 NO_BETTER = (
     "Outside, and other silos: no more than what the server may learn, so the same ε at most. The silos’ noises add up "

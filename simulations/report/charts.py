@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulations.report_axes import Point, thin, tick_labels, ticks
-from simulations.report_html import Html, Value, element, join
+from simulations.report.axes import Point, thin, tick_labels, ticks
+from simulations.report.markup import Html, Value, element, join
 
 HEIGHT = 170  # Pixels from the highest tick to the lowest.
 ROW = 46  # Pixels of a span with its label.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simulations.charts import DOTTED, Line, Mark, Span, line_chart, span_chart
-from simulations.report_html import Html, element, join
-from simulations.report_run import Run
-from simulations.report_words import duration, number, scaled, score, size
+from simulations.report.charts import DOTTED, Line, Mark, Span, line_chart, span_chart
+from simulations.report.markup import Html, element, join
+from simulations.report.run import Run
+from simulations.report.words import duration, number, scaled, score, size
 
 SHOWN_ROWS = 25  # Of the table of rounds; rounds.jsonl has them all.
 SHOWN_TEXT = 20_000  # Characters of a text of unknown length, so that the page stays one that can be sent.

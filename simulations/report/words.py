@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any, Literal
 
-from simulations.report_html import Html, element, join
+from simulations.report.markup import Html, element, join
 
 Rounding = Literal["up", "down", "near"]
 
