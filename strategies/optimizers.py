@@ -20,27 +20,24 @@ from typing import ClassVar, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from strategies.named import enter
 from strategies.schema import key
 
-O = TypeVar("O", bound="Optimizer")  # noqa: E741  # A type variable for optimizers.
+Kind = TypeVar("Kind", bound="type[Optimizer]")
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 """The server optimizers by the name that a config gives them."""
 
 
-def optimizer(name: str) -> Callable[[type[O]], type[O]]:
+def optimizer(name: str) -> Callable[[Kind], Kind]:
     """Registers a frozen dataclass as the server optimizer that a config calls `name`.
 
     Raises:
         ValueError: the name is taken by another class.
     """
 
-    def register(cls: type[O]) -> type[O]:
-        taken = OPTIMIZERS.get(name)
-        if taken is not None and taken is not cls:
-            raise ValueError(f"server optimizer {name!r} is already {taken.__module__}.{taken.__qualname__}")
-        cls.name = name
-        OPTIMIZERS[name] = cls
+    def register(cls: Kind) -> Kind:
+        enter(OPTIMIZERS, cls, what="server optimizer", name=name)
         return cls
 
     return register

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from privacy.checks import finite, positive
+from strategies.named import enter
 from strategies.schema import key as field
 
 if TYPE_CHECKING:  # torch is imported where it is used: the experiment schema must load at once.
@@ -58,12 +59,15 @@ PARTITIONS: dict[str, type[Partition]] = {}
 
 
 def partition(name: str) -> Callable[[Kind], Kind]:
-    """Registers a partition under the name that experiments use."""
+    """Registers a frozen dataclass as the partition that a config calls `name`.
 
-    def register(kind: Kind) -> Kind:
-        kind.name = name
-        PARTITIONS[name] = kind
-        return kind
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+
+    def register(cls: Kind) -> Kind:
+        enter(PARTITIONS, cls, what="partition", name=name)
+        return cls
 
     return register
 

@@ -6,25 +6,22 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from strategies.base import Strategy
+from strategies.named import enter
 
 STRATEGIES: dict[str, type[Strategy]] = {}
 
-S = TypeVar("S", bound=Strategy)
+Kind = TypeVar("Kind", bound="type[Strategy]")
 
 
-def strategy(name: str) -> Callable[[type[S]], type[S]]:
+def strategy(name: str) -> Callable[[Kind], Kind]:
     """Registers a frozen dataclass as the strategy that a config calls `name`.
 
     Raises:
         ValueError: the name is taken by another class.
     """
 
-    def register(cls: type[S]) -> type[S]:
-        taken = STRATEGIES.get(name)
-        if taken is not None and taken is not cls:
-            raise ValueError(f"strategy {name!r} is already {taken.__module__}.{taken.__qualname__}")
-        cls.name = name
-        STRATEGIES[name] = cls
+    def register(cls: Kind) -> Kind:
+        enter(STRATEGIES, cls, what="strategy", name=name)
         return cls
 
     return register

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from strategies.named import enter
 from strategies.schema import key
 
 if TYPE_CHECKING:  # torch is imported where it is used: the experiment schema must load at once.
@@ -40,12 +41,15 @@ STANDARDIZE: dict[str, type[Standardize]] = {}
 
 
 def standardization(name: str) -> Callable[[Kind], Kind]:
-    """Registers a way to standardise under the name that experiments use."""
+    """Registers a frozen dataclass as the way to standardise that a config calls `name`.
 
-    def register(kind: Kind) -> Kind:
-        kind.name = name
-        STANDARDIZE[name] = kind
-        return kind
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+
+    def register(cls: Kind) -> Kind:
+        enter(STANDARDIZE, cls, what="way to standardise", name=name)
+        return cls
 
     return register
 

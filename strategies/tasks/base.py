@@ -17,8 +17,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from strategies.layout import Layout
+from strategies.named import enter
 
-T = TypeVar("T", bound="Task")
+Kind = TypeVar("Kind", bound="type[Task]")
 
 TASKS: dict[str, type[Task]] = {}
 """The tasks by the name that a config gives them."""
@@ -113,19 +114,15 @@ class Task(ABC):
         return None
 
 
-def task(name: str) -> Callable[[type[T]], type[T]]:
+def task(name: str) -> Callable[[Kind], Kind]:
     """Registers a frozen dataclass as the task that a config calls `name`.
 
     Raises:
         ValueError: the name is taken by another class.
     """
 
-    def register(cls: type[T]) -> type[T]:
-        taken = TASKS.get(name)
-        if taken is not None and taken is not cls:
-            raise ValueError(f"task {name!r} is already {taken.__module__}.{taken.__qualname__}")
-        cls.name = name
-        TASKS[name] = cls
+    def register(cls: Kind) -> Kind:
+        enter(TASKS, cls, what="task", name=name)
         return cls
 
     return register
