@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -1277,12 +1278,14 @@ def _failed(copy: Path, tests: Sequence[str]) -> str | None:
 
 
 def _nearest(mutant: Mutant | None) -> list[str]:
-    """The tests of the faulty file."""
+    """The tests of the faulty file, and those whose files have a word of the fault's name in theirs."""
     if mutant is None:
         return []
     path = Path(mutant.file)
     found = sorted((ROOT / "tests" / path.parent).glob(f"test_{path.stem}*.py"))
-    return [str(each.relative_to(ROOT)) for each in found]
+    stems = [re.sub(r"(ed|es|s)$", "", word) for word in re.findall(r"[a-z]{4,}", mutant.name.lower())]
+    named = [each for each in sorted((ROOT / "tests").rglob("test_*.py")) if any(stem in each.stem for stem in stems)]
+    return list(dict.fromkeys(str(each.relative_to(ROOT)) for each in [*found, *named]))
 
 
 def _plant(mutant: Mutant, path: Path) -> None:
