@@ -637,6 +637,48 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "examples: only sums of gradients are compared with autograd",
+        "client/book_keeping.py",
+        "every = [torch.ones_like(losses), *torch.eye(len(losses), dtype=losses.dtype)[list(ends(len(losses)))]]",
+        "every = [torch.ones_like(losses)]",
+    ),
+    Mutant(
+        "examples: rows that are mixed go unseen",
+        "client/separate_rows.py",
+        "if not bool((alone - mine[row]).abs() <= tolerance * mine[row].abs().clamp(min=1.0)):",
+        "if False:",
+    ),
+    Mutant(
+        "examples: a batch of equal rows proves that none are mixed",
+        "client/separate_rows.py",
+        "if bool((features == features[:1]).all()):",
+        "if False:",
+    ),
+    Mutant(
+        "local: a budget tells who was in a secret cohort of fixed size",
+        "strategies/rules.py",
+        'known = cohort.sampling in ("all", "cyclic") or (cohort.sampling == "poisson" and cohort.rate == 1)',
+        'known = cohort.sampling == "all" or cohort.rate == 1',
+    ),
+    Mutant(
+        "an experiment without a file has no rules",
+        "simulations/running.py",
+        "if lines := problems(experiment):",
+        "if (lines := problems(experiment)) and False:",
+    ),
+    Mutant(
+        "sweep: choosing costs examples nothing",
+        "simulations/sweep/sweep.py",
+        "if any(each.privacy.example is not None for each in (base, *sweep.experiments)):",
+        "if False:",
+    ),
+    Mutant(
+        "sweep: only its first settings are looked at for noise of the silos' own",
+        "simulations/sweep/sweep.py",
+        "if any(each.privacy.local is not None for each in (base, *sweep.experiments)):",
+        "if base.privacy.local is not None:",
+    ),
+    Mutant(
         "examples: pairs of positions left out of the norm",
         "client/layer_gradients.py",
         "total = total + alike.sum((1, 2)).clamp(min=0.0)",

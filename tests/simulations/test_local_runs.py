@@ -320,6 +320,13 @@ def test_what_would_go_past_the_noise_is_refused(place: Path) -> None:
         parse(mapping(place, strategy={"name": "fedavg", "weighting": "examples"}))
     with pytest.raises(ConfigError, match=r"privacy\.local\.budget: ends the run by who was asked"):
         parse(both(place, {"budget": 1.0}))
+    fixed = {"sampling": "fixed", "size": 6}
+    content = both(place, {"budget": 1.0}, cohort=fixed)
+    content["privacy"]["silo"] |= {"neighbours": "replace"}  # A sample of fixed size amplifies too.
+    with pytest.raises(ConfigError, match=r"privacy\.local\.budget: ends the run by who was asked"):
+        parse(content)
+    turns = {"sampling": "cyclic", "separation": 3}  # Who is asked when is known to all.
+    assert parse(both(place, {"budget": 1.0}, cohort=turns)).privacy.local is not None
     assert parse(both(place, {"budget": 1.0}, cohort={"sampling": "all"})).privacy.local is not None
 
 
