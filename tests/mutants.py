@@ -661,6 +661,12 @@ MUTANTS = (
         'known = cohort.sampling == "all" or cohort.rate == 1',
     ),
     Mutant(
+        "local: zeros that became noise are priced as zeros",
+        "strategies/rules.py",
+        'if privacy.silo is not None and privacy.silo.neighbours == "zero_out":',
+        "if False:",
+    ),
+    Mutant(
         "an experiment without a file has no rules",
         "simulations/running.py",
         "if lines := problems(experiment):",
