@@ -22,6 +22,9 @@ from strategies.layout import Layout
 from strategies.tasks import Task
 
 
+_OWN: dict[type[nn.Module], tuple[str, ...]] = {nn.RNN: ("nonlinearity",), nn.LSTM: ("proj_size",)}
+
+
 class UnsupportedModel(ValueError):
     """A model whose single examples have no gradients of their own, or that Opacus cannot take; one line."""
 
@@ -187,7 +190,8 @@ def _recurrent_replaced(module: nn.Module) -> nn.Module:
             _recurrent_replaced(child)
             continue
         sizes = (child.input_size, child.hidden_size, child.num_layers)
-        options = {key: getattr(child, key) for key in ("bias", "batch_first", "dropout", "bidirectional")}
+        asked = ("bias", "batch_first", "dropout", "bidirectional", *_OWN.get(type(child), ()))
+        options = {key: getattr(child, key) for key in asked}
         twin = private[type(child)](*sizes, **options)
         twin.load_state_dict(child.state_dict())
         setattr(module, name, twin)

@@ -643,6 +643,12 @@ MUTANTS = (
         "every = [torch.ones_like(losses)]",
     ),
     Mutant(
+        "examples: a recurrent layer is trained with another nonlinearity",
+        "client/example_sums.py",
+        'nn.RNN: ("nonlinearity",)',
+        "nn.RNN: ()",
+    ),
+    Mutant(
         "examples: rows that are mixed go unseen",
         "client/separate_rows.py",
         "if not bool((alone - mine[row]).abs() <= tolerance * mine[row].abs().clamp(min=1.0)):",
