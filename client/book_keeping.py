@@ -8,13 +8,14 @@ Small Cost", arXiv 2210.00038). Ghost clipping takes a second backward pass for 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from client.layer_gradients import LayerGradients, known, layer_gradients
+from client.separate_rows import ends
 from privacy.steps import NoisySteps
 from strategies.tasks import Task
 
@@ -29,8 +30,8 @@ class Unknown(ValueError):
 class BookKeeping:
     """Knows the per-example gradients of a model whose every trained layer has a rule.
 
-    The sum of unclipped gradients of the first batch is compared with autograd's own, so that a parameter that is used
-    outside of its layer is found.
+    Unclipped gradients of the first batch, their sum and those of two rows, are compared with autograd's own, so that a
+    parameter that is used outside of its layer is found, and a layer whose rows are not the examples.
 
     Args:
         module: the model, in training mode; gets a hook on each of its layers.
@@ -84,6 +85,8 @@ class BookKeeping:
         for layer, (_, output, version) in seen.items():
             if output._version != version:
                 raise Unknown(f"the outputs of {type(layer).__name__} are changed in place")
+            if len(output) != len(losses):
+                raise Unknown(f"a {type(layer).__name__} has {len(output)} rows for {len(losses)} examples")
         check = not self._checked
         slopes = torch.autograd.grad(
             losses.sum(), [output for _, output, _ in seen.values()], retain_graph=check, materialize_grads=True
@@ -94,8 +97,7 @@ class BookKeeping:
                 for (layer, (inputs, _, _)), slope in zip(seen.items(), slopes)
             }
         if check:
-            truth = torch.autograd.grad(losses.sum(), self.parameters, materialize_grads=True)
-            self._checked = same(truth, self._sum(found, torch.ones_like(losses)))
+            self._checked = checked(losses, self.parameters, lambda factors: self._sum(found, factors))
         return losses.detach(), found
 
     @torch.no_grad()
@@ -117,8 +119,32 @@ class BookKeeping:
         self._seen[layer] = (inputs[0].detach(), output, output._version)
 
 
+def checked(losses: Tensor, parameters: Sequence[nn.Parameter], weighted: Callable[[Tensor], Sequence[Tensor]]) -> bool:
+    """Compares examples' gradients with autograd's: their sum, and those of the first and the last row alone.
+
+    Sums alone would not do: rows that are positions of a text, or that were mixed, add up to the same.
+
+    Args:
+        losses: of the rows, with their graph.
+        parameters: whose gradients they are.
+        weighted: the sum of the examples' gradients, each times a factor `(rows,)`.
+
+    Returns:
+        False where gradients that are not finite, or zero, leave it open.
+
+    Raises:
+        Unknown: they differ.
+    """
+    every = [torch.ones_like(losses), *torch.eye(len(losses), dtype=losses.dtype)[list(ends(len(losses)))]]
+    found = []
+    for factors in every:
+        truth = torch.autograd.grad(losses, parameters, factors, retain_graph=True, materialize_grads=True)
+        found.append(same(truth, weighted(factors.detach())))
+    return all(found)
+
+
 def same(truth: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """Whether examples' gradients add up to autograd's; False where rows that are not finite leave it open.
+    """Whether examples' gradients add up to autograd's; False where they are not finite, or zero, and leave it open.
 
     Raises:
         Unknown: they do not: a parameter is used where no rule, and no hook, sees it.
@@ -128,8 +154,8 @@ def same(truth: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
         return False
     apart = math.hypot(*(float((one - other).norm()) for one, other in zip(truth, found, strict=True)))
     if not apart <= TOLERANCE * scale + TINY:
-        raise Unknown("a parameter is used outside of its layer")
-    return True
+        raise Unknown("examples' gradients are not those of autograd: is a parameter used outside of its layer?")
+    return scale > 0
 
 
 def _trained(layer: nn.Module) -> list[nn.Parameter]:

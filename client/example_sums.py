@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client.book_keeping import BookKeeping, Unknown, same
+from client.book_keeping import BookKeeping, Unknown, checked
+from client.separate_rows import Mixed, separate
 from privacy.steps import NoisySteps
 from strategies.layout import Layout
 from strategies.tasks import Task
+
+
+_OWN: dict[type[nn.Module], tuple[str, ...]] = {nn.RNN: ("nonlinearity",), nn.LSTM: ("proj_size",)}
 
 
 class UnsupportedModel(ValueError):
@@ -49,7 +53,7 @@ class ExampleSums:
         self.parameters = [named[name] for name in Layout.of(module).names]
         self.books: BookKeeping | None = None
         self.wrapped: Any = None
-        self._checked = False
+        self._module, self._checked, self._apart = module, False, False
         if not hooks:
             with suppress(Unknown):
                 self.books = BookKeeping(self.twin, self.parameters, task)
@@ -66,10 +70,12 @@ class ExampleSums:
         An example whose gradient is not finite adds nothing. No rows at all add up to zeros.
 
         Raises:
-            UnsupportedModel: examples' gradients do not add up to autograd's, which the first batch tells.
+            UnsupportedModel: examples' gradients are not autograd's, or depend on other rows, which the first batch of
+                several rows tells.
         """
         if len(targets) == 0:
             return [torch.zeros_like(parameter) for parameter in self.parameters], targets.new_zeros(0).float()
+        self._require_apart(features, targets)
         if self.books is not None:
             try:
                 return self.books.total(features, targets, steps)
@@ -78,6 +84,15 @@ class ExampleSums:
                 self.books = None
                 self._wrap()
         return self._by_hooks(features, targets, steps)
+
+    def _require_apart(self, features: Tensor, targets: Tensor) -> None:
+        """Looks at batches until one has shown that rows are treated apart; a single row has none to be mixed with."""
+        if self._apart:
+            return
+        try:
+            self._apart = separate(self._module, self.task, features, targets)
+        except Mixed as error:
+            raise UnsupportedModel(_refusal(self.name, error)) from error
 
     def _wrap(self) -> None:
         from opacus.grad_sample import GradSampleModule
@@ -93,7 +108,7 @@ class ExampleSums:
         unused = factors == 0
         if bool(unused.any()):  # A factor of 0 would still turn what is not finite into NaN.
             each, factors = [own[~unused] for own in each], factors[~unused]
-        return [torch.tensordot(factors, own, dims=1) for own in each], losses
+        return [_weighted(factors, own) for own in each], losses
 
     def _hooked(self, features: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Each row's loss and, per parameter, each row's gradient.
@@ -104,10 +119,12 @@ class ExampleSums:
         try:
             losses = self.task.losses(self.wrapped(features), targets)
             with traced():
-                truth = torch.autograd.grad(losses.sum(), self.parameters, materialize_grads=True)
+                torch.autograd.grad(losses.sum(), self.parameters, retain_graph=True, materialize_grads=True)
             each = [_sample(parameter, len(targets)) for parameter in self.parameters]
-            self._checked = self._checked or same(truth, [own.sum(0) for own in each])
-        except (RuntimeError, NotImplementedError, Unknown) as error:
+            self._checked = self._checked or self._true(losses, each)
+        except Unknown as error:
+            raise UnsupportedModel(_refusal(self.name, error)) from error
+        except (RuntimeError, NotImplementedError) as error:
             if self._checked:
                 raise
             raise UnsupportedModel(_refusal(self.name, error)) from error
@@ -115,8 +132,18 @@ class ExampleSums:
             self._forget()
         return losses.detach(), each
 
+    def _true(self, losses: Tensor, each: list[Tensor]) -> bool:
+        """Whether what the hooks saw is what autograd says; they take no notice while that is asked."""
+        self.wrapped.disable_hooks()
+        try:
+            with traced():
+                return checked(losses, self.parameters, lambda factors: [_weighted(factors, own) for own in each])
+        finally:
+            self.wrapped.enable_hooks()
+
     def gradients(self, features: Tensor, targets: Tensor) -> list[Tensor]:
         """Every example's own gradient, `(rows, *shape)` per parameter in the order of the layout; with `hooks`."""
+        self._require_apart(features, targets)
         return self._hooked(features, targets)[1]
 
     def _forget(self) -> None:
@@ -130,8 +157,15 @@ def _refusal(name: str, error: Exception) -> str:
     return f"{name} cannot be trained by DP-SGD: {' '.join(str(error).split())[:200]}"
 
 
+def _weighted(factors: Tensor, each: Tensor) -> Tensor:
+    found: Tensor = torch.tensordot(factors, each, dims=1)
+    return found
+
+
 def _sample(parameter: nn.Parameter, rows: int) -> Tensor:
     sample: Tensor | None = getattr(parameter, "grad_sample", None)
+    if sample is not None and len(sample) != rows:
+        raise Unknown(f"a parameter has the gradients of {len(sample)} rows for {rows} examples")
     return sample if sample is not None else parameter.new_zeros((rows, *parameter.shape))
 
 
@@ -156,7 +190,8 @@ def _recurrent_replaced(module: nn.Module) -> nn.Module:
             _recurrent_replaced(child)
             continue
         sizes = (child.input_size, child.hidden_size, child.num_layers)
-        options = {key: getattr(child, key) for key in ("bias", "batch_first", "dropout", "bidirectional")}
+        asked = ("bias", "batch_first", "dropout", "bidirectional", *_OWN.get(type(child), ()))
+        options = {key: getattr(child, key) for key in asked}
         twin = private[type(child)](*sizes, **options)
         twin.load_state_dict(child.state_dict())
         setattr(module, name, twin)

@@ -34,12 +34,14 @@ from simulations.shipped import find
 from strategies.codec import encode
 from strategies.experiment import Experiment, digest
 from strategies.loading import load
+from strategies.rules import problems
 from strategies.schema import ConfigError
 from strategies.standardize import Constants, Private
 from strategies.tasks import evaluate
 from strategies.yaml_text import yaml_of
 
 INTERRUPTED = "interrupted"
+_TRIED = 4  # Rows: of two, a batch normalisation gives plus and minus one, whatever they are.
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def prepare(experiment: Experiment, *, table: Table | None = None, federation: F
     Raises:
         ValueError: data that cannot be had, or an experiment that does not fit it; one line.
     """
+    if lines := problems(experiment):  # An experiment need not come from a file, whose reading asks the same.
+        raise ConfigError(lines)
     if federation is None:
         federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
@@ -354,7 +358,7 @@ def _fits(experiment: Experiment, federation: Federation) -> None:
 
 
 def _has_example_gradients(experiment: Experiment, federation: Federation, model: setup.Model) -> None:
-    """Tries DP-SGD on two rows of random numbers: what has no gradients of examples is found before anything runs."""
+    """Tries DP-SGD on a few rows of random numbers: what has no gradients of examples is found before anything runs."""
     from client.example_sums import ExampleSums, UnsupportedModel
     from privacy.steps import NoisySteps
 
@@ -362,8 +366,8 @@ def _has_example_gradients(experiment: Experiment, federation: Federation, model
         return  # Dense layers need no hooks.
     held = federation.train.rows
     features, targets = (
-        held.features.new_zeros(2, *held.features.shape[1:]),
-        held.targets.new_zeros(2, *held.targets.shape[1:]),
+        held.features.new_zeros(_TRIED, *held.features.shape[1:]),
+        held.targets.new_zeros(_TRIED, *held.targets.shape[1:]),
     )
     if features.is_floating_point():
         features += torch.randn(features.shape, generator=torch.Generator().manual_seed(0))

@@ -127,7 +127,11 @@ def _local_rules(privacy: Privacy, cohort: Cohort, data: Data) -> Iterator[str]:
         yield f"privacy.local.delta: must be < 1 / silos = {1 / data.silos:.4g}, got {spell(local.delta)}; lower it"
     if data.standardize.name == "private":
         yield "data.standardize: private shows each silo's moments to the server before noise; use own or constants"
-    if local.budget is not None and privacy.silo is not None and not (cohort.sampling == "all" or cohort.rate == 1):
+    if privacy.silo is not None and privacy.silo.neighbours == "zero_out":
+        # Zeros become noise before they are summed, and that may point the other way: two clip norms, priced as one.
+        yield "privacy.silo.neighbours: with privacy.local a silo that has zeros sends noise; use add_remove or replace"
+    known = cohort.sampling in ("all", "cyclic") or (cohort.sampling == "poisson" and cohort.rate == 1)
+    if local.budget is not None and privacy.silo is not None and not known:
         # Its end would depend on cohorts that the price of privacy.silo takes for secret.
         yield "privacy.local.budget: ends the run by who was asked, which privacy.silo keeps secret; remove one of them"
 

@@ -20,6 +20,7 @@ from strategies.schema import ConfigError
 from strategies.yaml_text import override
 
 MOST_SETTINGS = 1000
+SEEDED = "privacy.noise: a sweep draws its runs and scores from the seed; use simulated for it"
 # All runs must be about the same silos, the same public rows and the same promise; the rest is the sweep's to set.
 HELD = ("name", "seed", "data", "engine", "metrics", "budget", "privacy.silo.delta", "privacy.silo.neighbours")
 
@@ -173,13 +174,15 @@ def experiments(config: Mapping[str, Any], points: Sequence[Sequence[str]]) -> l
     """
     base = parse(config)
     if base.privacy.noise == "system":  # The number of runs is part of the secret that the price rests on.
-        raise ConfigError(["privacy.noise: a sweep draws its runs and scores from the seed; use simulated for it"])
+        raise ConfigError([SEEDED])
     found = []
     for point in points:
         mapping = dict(config)
         for text in point:
             mapping = override(mapping, text)
         experiment = parse(mapping)
+        if experiment.privacy.noise == "system":
+            raise ConfigError([SEEDED])
         kept = base.data.seed if base.data.seed is not None else base.seed
         found.append(replace(experiment, data=replace(experiment.data, seed=kept)))
     return found

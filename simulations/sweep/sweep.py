@@ -110,8 +110,10 @@ def _fits(sweep: Sweep, base: Experiment, *, public: bool, kind: str) -> None:
         problems.append(f"--score-noise: {need}")
     if spec.score_noise is not None and not sweep.private:
         problems.append("--on silos: the runs have no privacy.silo, so there is nothing to charge; choose --on public")
-    if base.privacy.local is not None:
+    if any(each.privacy.local is not None for each in (base, *sweep.experiments)):
         problems.append("privacy.local: the choice of a sweep has no price here against the server; leave it out")
+    if any(each.privacy.example is not None for each in (base, *sweep.experiments)):
+        problems.append("privacy.example: the choice of a sweep has no price here for examples; leave it out")
     if problems:
         raise ConfigError(problems)
     cost = sweep.price()

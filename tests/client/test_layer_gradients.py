@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from client.book_keeping import BookKeeping, Unknown
 from client.example_sums import ExampleSums, UnsupportedModel
+from client.separate_rows import Mixed, separate
 from privacy.steps import NoisySteps
 from strategies.tasks import Task
 from strategies.tasks.dense import Logistic
@@ -24,6 +25,20 @@ class Pick(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
+
+
+class Turned(nn.Module):
+    """Rows become positions and positions rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.T
+
+
+class Last(nn.Module):
+    """The mean over positions where these come first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(0)
 
 
 class Function(nn.Module):
@@ -105,6 +120,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         lambda: Function(nn.Linear(4, 4), lambda layer, x: layer(x).tanh() @ layer.weight),  # type: ignore[operator]
         normal(ROWS, 4),
     ),
+    "words before examples": (
+        lambda: nn.Sequential(Turned(), nn.Embedding(5, 4), nn.Tanh(), nn.Linear(4, 3), Last()),
+        tokens(5, ROWS, ROWS),  # As many words as examples: only their gradients tell which is which.
+    ),
+    "more words than examples": (
+        lambda: nn.Sequential(Turned(), nn.Embedding(5, 4), nn.Tanh(), nn.Linear(4, 3), Last()),
+        tokens(5, ROWS, ROWS + 2),
+    ),
     "layer passed by": (
         lambda: nn.Sequential(
             Function(nn.Linear(4, 4), lambda layer, x: torch.nn.functional.linear(x, layer.weight)),  # type: ignore[arg-type]
@@ -112,6 +135,15 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         ),
         normal(ROWS, 4),
     ),
+}
+
+
+MIXED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "the batch's mean": lambda layer, x: layer(x - x.mean(0)),
+    "the batch's mean, out of autograd's sight": lambda layer, x: layer(x - x.mean(0).detach()),
+    "the order of the rows": lambda layer, x: layer(x.sort(0).values),
+    "the number of larger rows": lambda layer, x: layer(x) + (x[:, None] > x).sum(0)[:, :3],
+    "the outputs of others": lambda layer, x: layer(x) - layer(x.roll(1, 0)).detach(),
 }
 
 
@@ -165,6 +197,52 @@ def test_a_parameter_that_nobody_sees_used_is_refused(name: str, hooks: bool) ->
     sums.double()
     with pytest.raises(UnsupportedModel, match=r"^Function|^Sequential"):
         summed(sums, features, tokens(3, ROWS), 1.0)
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("hooks", [False, True], ids=["as trained", "hooks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_that_looks_at_other_rows_is_refused(name: str, hooks: bool, dtype: torch.dtype) -> None:
+    """One row more would move the gradients of all others, whatever each is clipped to."""
+    sums = ExampleSums(made(lambda: Function(nn.Linear(4, 3), MIXED[name])), Logistic(), hooks=hooks)
+    if dtype is torch.float64:
+        sums.double()
+    features, targets = normal(ROWS, 4).to(dtype), tokens(3, ROWS)
+    with pytest.raises(UnsupportedModel, match=r"^Function cannot be trained by DP-SGD: it mixes the rows of a batch"):
+        summed(sums, features, targets, 1.0)
+
+
+def test_rows_that_are_alike_leave_it_open_and_the_next_batch_tells() -> None:
+    """A batch of one row, or of equal ones, cannot show what a mean over rows does; the check is not done with it."""
+    sums = ExampleSums(made(lambda: Function(nn.Linear(4, 3), MIXED["the batch's mean"])), Logistic())
+    sums.double()
+    features, targets = normal(ROWS, 4), tokens(3, ROWS)
+    summed(sums, features[:1], targets[:1], 1.0)
+    summed(sums, features[:1].expand(3, 4), targets[:1].expand(3), 1.0)
+    with pytest.raises(UnsupportedModel, match="mixes the rows"):
+        summed(sums, features, targets, 1.0)
+
+
+def test_what_a_zero_hides_at_the_start_is_seen() -> None:
+    """A frozen gate of 0 lets nothing of the mean through, until somebody opens it."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.gate = nn.Linear(4, 3), nn.Parameter(torch.zeros(()), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x + self.gate * x.mean(0))  # type: ignore[no-any-return]
+
+    with pytest.raises(Mixed):
+        separate(Gated(), Logistic(), normal(ROWS, 4).float(), tokens(3, ROWS))
+
+
+def test_dropout_and_single_precision_are_no_mixing() -> None:
+    """A mask drawn for a batch is the same for batches of one shape; constants in single precision are allowed."""
+    weights = torch.eye(3)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), Function(nn.Identity(), lambda _, x: x @ weights))
+    assert separate(model, Logistic(), normal(ROWS, 4).float(), tokens(3, ROWS))
 
 
 @pytest.mark.parametrize("name", [*OTHERS, *REFUSED])

@@ -335,3 +335,22 @@ def test_a_model_that_opacus_cannot_take_is_refused_in_one_line() -> None:
     with pytest.raises(UnsupportedModel, match=r"^Buffered cannot be trained by DP-SGD: ") as caught:
         ExampleSums(Buffered(), Logistic())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.RNN(3, 4, batch_first=True),
+        nn.RNN(3, 4, nonlinearity="relu", batch_first=True),
+        nn.GRU(3, 4, num_layers=2, batch_first=True),
+        nn.LSTM(3, 4, bidirectional=True, batch_first=True),
+        nn.LSTM(3, 4, proj_size=2, batch_first=True),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # Torch's own, of its speed.
+def test_recurrent_layers_are_trained_as_the_ones_that_they_stand_for(layer: nn.Module) -> None:
+    """Else what is trained is not what is served: a relu would be trained as tanh."""
+    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    twin = ExampleSums(layer, Logistic(), hooks=True).twin
+    assert torch.allclose(twin(x)[0], layer(x)[0], atol=1e-6)

@@ -24,6 +24,8 @@ from client.examples import Examples, Shards
 from client.host import SiloHost
 from client.personal import PersonalStore
 from privacy import streams
+from privacy.adaptive import AdaptiveSum
+from privacy.local import LocalNoise
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise, grid
 from privacy.release import Collector, Release
@@ -71,6 +73,14 @@ class Stubborn(Strategy):
 
     def aggregate(self, state: State, release: Release, rng: torch.Generator) -> State:
         return {"model": state["model"] + release.mean("delta")}
+
+
+@dataclass(frozen=True)
+class Unweighted(Stubborn):
+    """The same, where the server reads weights, so that they must be 1."""
+
+    def local(self, silo: Silo, instruction: Instruction) -> Update:
+        return Update(super().local(silo, instruction).channels)
 
 
 def private_strategies() -> list[Strategy]:
@@ -184,6 +194,66 @@ def test_one_silo_moves_each_released_sum_by_at_most_its_sensitivity(
         slack = ROUNDING * CLIP * len(cohort) + 2 * grid(CLIP * NOISE) * math.sqrt(length)
         assert moved(one, two, channel) <= sensitivity + slack
     assert one.divisors == two.divisors  # Nor does who answered change what a mean divides by.
+
+
+@pytest.mark.parametrize("relation", ["add_remove", "zero_out", "replace"])
+@given(data=st.data())
+@settings(max_examples=30)
+def test_one_silo_moves_each_channel_and_each_vote_by_at_most_what_that_is_priced_for(
+    data: st.DataObject, relation: Relation
+) -> None:
+    """Channels with clip norms of their own, of which one adapts: a vote is 1/2, and 1 where data is replaced.
+
+    Zeroed out means that the silo sends zeros, which casts no vote: as if it were not there.
+    """
+    strategy = Stubborn(weight=data.draw(st.sampled_from([0.3, 1.0, 5.0])), kept=1.0)
+    world = data.draw(worlds(strategy))
+    silo = data.draw(st.integers(0, len(world.rows) - 1))
+    cohort = [at for at in range(len(world.rows)) if at not in world.absent - {silo}]
+    other, without, size = world, list(cohort), initial(TASK, SHAPE, seed=0)[1].numel()
+    if relation == "replace":
+        rows = examples(world.seed + 99, data.draw(st.integers(0, 9)), wild=data.draw(st.sampled_from([0.0, 0.5])))
+        other = replace(world, rows=(*world.rows[:silo], rows, *world.rows[silo + 1 :]))
+    elif relation == "zero_out":  # Without rows nothing is trained: an update of zeros.
+        other = replace(world, rows=(*world.rows[:silo], examples(0, 0, wild=0.0), *world.rows[silo + 1 :]))
+    else:
+        without.remove(silo)
+    clip = data.draw(st.sampled_from([1e-3, 0.1, 2.0]))
+    adaptive = AdaptiveSum.costing(NOISE, clip_norm=clip, quantile=0.5, rate=0.2, count_noise=4.0, voters=4.0)
+    mechanisms: dict[str, Mechanism] = {"delta": adaptive, "sums": GaussianSum(3.0 * CLIP, NOISE)}
+    one, two = world.release(cohort, mechanisms), other.release(without, mechanisms)
+    twice = 2 if relation == "replace" else 1
+    for channel, norm, length in (("delta", clip, size), ("sums", 3.0 * CLIP, 3)):
+        slack = ROUNDING * norm * len(cohort) + 2 * grid(2 * norm) * math.sqrt(length)
+        assert moved(one, two, channel) <= twice * norm + slack
+    assert abs(one.votes["delta"] - two.votes["delta"]) <= twice * 0.5 + 2 * grid(4.0)
+    assert one.divisors == two.divisors
+
+
+@pytest.mark.parametrize("relation", ["zero_out", "replace"])
+@given(data=st.data())
+@settings(max_examples=30)
+def test_one_silos_own_update_moves_by_at_most_what_the_servers_view_is_priced_for(
+    data: st.DataObject, relation: Relation
+) -> None:
+    """What leaves the silo, not a sum over silos: its noise is the same on both sides, so it differs by the data."""
+    world = data.draw(worlds(Stubborn(kept=1.0)))
+    rows = examples(world.seed + 99, data.draw(st.integers(0, 9)), wild=data.draw(st.sampled_from([0.0, 0.5])))
+    noise = SimulatedNoise(world.seed)
+    local = LocalNoise({"delta": GaussianSum(CLIP, NOISE), "sums": GaussianSum(3.0 * CLIP, NOISE)}, noise)
+    start = initial(TASK, SHAPE, seed=world.seed)[1]
+    session = Instruction(1, {"model": start})
+
+    def sent(held: Examples) -> Mapping[str, Tensor]:
+        with tempfile.TemporaryDirectory() as name:
+            host = replace(world, strategy=Unweighted(kept=1.0), rows=(held, *world.rows[1:])).host(Path(name))
+            host.local = local
+            return host.contribute(session, [0], dict.fromkeys(("delta", "sums"), ExactSum()), chunk=0).sums
+
+    mine, other = sent(world.rows[0]), sent(rows if relation == "replace" else examples(0, 0, wild=0.0))
+    for channel, norm in (("delta", CLIP), ("sums", 3.0 * CLIP)):
+        distance = float((mine[channel] - other[channel]).norm())
+        assert distance <= norm * ((2 if relation == "replace" else 1) + 10 * ROUNDING)
 
 
 def test_the_bound_is_reached() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.private_stacked import PrivateStackedTrainer
 from simulations.cli import main
 
 PLUGIN = '''
@@ -157,8 +158,24 @@ def test_layers_of_large_models_pass(config: Path, plugin: str, capsys: Any, tas
     assert not any("base" in row["parameter"] for row in rows)  # Frozen: not trained, not compared.
 
 
-def test_a_layer_that_mixes_rows_is_found(config: Path, plugin: str, capsys: Any) -> None:
-    assert doctor(config, "--plugin", plugin, "--set", "task=row_mixing") == 1
+def test_a_layer_that_mixes_rows_is_refused_in_one_line(config: Path, plugin: str, capsys: Any, tmp_path: Path) -> None:
+    """Its gradients add up to autograd's, so no sum of them tells."""
+    assert doctor(config, "--plugin", plugin, "--set", "task=row_mixing") == 2
+    assert "mixes the rows of a batch" in capsys.readouterr().err
+    example = "{clip_norm: 1.0, noise_multiplier: 1.0, delta: 1e-3, rows: 30, batch: 5}"
+    options = ["--plugin", plugin, "--set", "task=row_mixing", "--set", "train.steps=2"]
+    options += ["--set", f"privacy.example={example}", "--out", str(tmp_path / "run")]
+    assert main(["run", str(config), *options]) == 2
+    printed = capsys.readouterr()
+    assert "mixes the rows of a batch" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trainer_that_adds_up_wrong_is_found(config: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = PrivateStackedTrainer.sums
+    monkeypatch.setattr(PrivateStackedTrainer, "sums", lambda *given: tuple(1.001 * each for each in right(*given)))
+    assert doctor(config) == 1
     assert False in {row["ok"] for row in json.loads(capsys.readouterr().out)}
 
 

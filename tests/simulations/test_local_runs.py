@@ -18,7 +18,10 @@ import torch
 from privacy.accountant import epsilon
 from privacy.chain import load
 from privacy.events import Gaussian, Poisson, Repeated, Sampled
-from privacy.local import CANARY, LOCAL, LocalNoise
+from privacy.local import CANARY, LOCAL, SILO, LocalNoise
+from privacy.mechanism import GaussianSum
+from privacy.noise import SimulatedNoise
+from privacy.release import Contributions
 from server.checkpoint import read as read_checkpoint
 from server.store import StoreError
 from simulations import ledgers
@@ -320,7 +323,36 @@ def test_what_would_go_past_the_noise_is_refused(place: Path) -> None:
         parse(mapping(place, strategy={"name": "fedavg", "weighting": "examples"}))
     with pytest.raises(ConfigError, match=r"privacy\.local\.budget: ends the run by who was asked"):
         parse(both(place, {"budget": 1.0}))
+    fixed = {"sampling": "fixed", "size": 6}
+    content = both(place, {"budget": 1.0}, cohort=fixed)
+    content["privacy"]["silo"] |= {"neighbours": "replace"}  # A sample of fixed size amplifies too.
+    with pytest.raises(ConfigError, match=r"privacy\.local\.budget: ends the run by who was asked"):
+        parse(content)
+    content = both(place)
+    content["privacy"]["silo"] |= {"neighbours": "zero_out"}
+    with pytest.raises(ConfigError, match="a silo that has zeros sends noise; use add_remove or replace"):
+        parse(content)
+    turns = {"sampling": "cyclic", "separation": 3}  # Who is asked when is known to all.
+    assert parse(both(place, {"budget": 1.0}, cohort=turns)).privacy.local is not None
     assert parse(both(place, {"budget": 1.0}, cohort={"sampling": "all"})).privacy.local is not None
+
+
+def test_zeros_that_were_noised_by_their_silo_move_the_sum_by_up_to_two_clip_norms() -> None:
+    """Why zero_out has no price of one clip norm there: noise that points against an update is cut to a clip norm, too.
+
+    An update of norm 4 against noise of norm 1: their sum and the noise alone are clipped to 1, in opposite directions.
+    """
+    noise = SimulatedNoise(0)
+    drawn = noise.normals(1, SILO, 1, 0, "delta") * 1.0
+    local = LocalNoise({"delta": GaussianSum(100.0, 0.01)}, noise)  # Noise of std 1.
+    sums = []
+    for update in (-4.0 * drawn, 0.0 * drawn):
+        sent, _ = local.protect({"delta": update.float()}, 1.0, [0], round_=1)
+        server = Contributions({"delta": GaussianSum(0.1, 1.0)}, {"delta": 1})
+        server.add(sent, 1.0, [0])
+        sums.append(float(server.sums["delta"]))
+    assert abs(float(drawn)) > 0.1
+    assert abs(sums[0] - sums[1]) == pytest.approx(2 * 0.1)
 
 
 def test_delta_is_looked_at_for_silos_that_only_the_data_names(place: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from server.store import StoreError
 from simulations import running
 from simulations.folders import reopen
 from simulations.running import INTERRUPTED, ActiveRun, Outcome, run, train
-from strategies.experiment import Experiment
+from strategies.experiment import Experiment, LocalPrivacy, Privacy
 from strategies.loading import parse
 from strategies.schema import ConfigError
 
@@ -331,3 +332,12 @@ def test_the_plan_and_the_loop_charge_the_same_event(data: Path, tmp_path: Path)
         config = experiment(data, cohort=cohort, privacy=privacy)
         with ActiveRun(config, tmp_path / str(number)) as active:
             assert active.plan.event == active.training.event
+
+
+def test_an_experiment_that_no_file_was_read_for_has_the_same_rules(data: Path, tmp_path: Path) -> None:
+    """Against the server, add_remove would be priced as half of what a silo's other data costs."""
+    local = LocalPrivacy(clip_norm=0.5, noise_multiplier=5.0, delta=DELTA, neighbours="add_remove")
+    loose = replace(experiment(data), privacy=Privacy(local=local))
+    with pytest.raises(ConfigError, match=r"privacy\.local\.neighbours: the server sees who answers"):
+        run(loose, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

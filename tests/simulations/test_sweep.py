@@ -330,3 +330,33 @@ def test_a_choice_that_has_no_price_is_refused(changes: dict[str, Any], config: 
         return
     with pytest.raises(ConfigError, match=problem):
         prepared(spec, CONFIG | config)
+
+
+@pytest.mark.parametrize(
+    ("over", "problem"),
+    [
+        (
+            "privacy.local=null,{clip_norm: 0.5, noise_multiplier: 5.0, delta: 0.001}",
+            "privacy.local: the choice of a sweep has no price here against the server; leave it out",
+        ),
+        (
+            "privacy.example=null,{clip_norm: 1.0, noise_multiplier: 5.0, delta: 0.001, rows: 9, batch: 3}",
+            "privacy.example: the choice of a sweep has no price here for examples; leave it out",
+        ),
+        (
+            "privacy.noise=simulated,system",
+            "privacy.noise: a sweep draws its runs and scores from the seed; use simulated for it",
+        ),
+    ],
+)
+def test_no_point_of_the_grid_has_what_a_choice_has_no_price_for(over: str, problem: str) -> None:
+    """Nine runs of an example-level experiment, and the best of them: its own epsilon says nothing of the choice."""
+    with pytest.raises(ConfigError) as caught:
+        prepared(dataclasses.replace(SPEC, over=(over,)), CONFIG)
+    assert caught.value.problems == (problem,)
+
+
+def test_a_sweep_of_runs_that_protect_examples_alone_is_refused() -> None:
+    example = {"clip_norm": 1.0, "noise_multiplier": 5.0, "delta": 1e-3, "rows": 9, "batch": 3}
+    with pytest.raises(ConfigError, match="no price here for examples"):
+        prepared(SPEC, CONFIG | {"privacy": {"example": example}})
