@@ -21,7 +21,6 @@ from privacy.steps import NoisySteps
 from strategies.layout import Layout
 from strategies.tasks import Task
 
-
 _OWN: dict[type[nn.Module], tuple[str, ...]] = {nn.RNN: ("nonlinearity",), nn.LSTM: ("proj_size",)}
 
 
