@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,11 +26,12 @@ from privacy.events import Composed, Event, NonPrivate, Repeated
 from privacy.ledger import Entry, Ledger
 from privacy.mechanism import Mechanism, joint_event
 from privacy.noise import NoiseSource
-from privacy.release import Collector, Tally
+from privacy.release import Collector
 from server.checkpoint import Checkpoint
 from server.link import Link
 from server.local import LocalCharge
 from server.odometer import Odometer
+from server.rows import Phases, counts
 from server.sampler import CyclicCohort, Sampler
 from server.store import RunStore
 from server.turns import Carried, Charges, charged, events
@@ -155,28 +155,6 @@ class RoundResult:
     state: State
 
 
-class Phases:
-    """Seconds spent in the named phases of a round.
-
-    A round's line is written before the round is stored, so its `store` is the time of the round before.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {"store": 0.0}
-        self._mark = time.perf_counter()
-
-    def begin(self) -> None:
-        """Starts a round."""
-        self.seconds = {"store": self.seconds["store"]}
-        self._mark = time.perf_counter()
-
-    def done(self, name: str) -> None:
-        """Books the time since the last mark under a name."""
-        now = time.perf_counter()
-        self.seconds[name] = round(now - self._mark, 6)
-        self._mark = now
-
-
 def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> tuple[int, State, Training]:
     """Brings everything to the last committed round; returns that round (0 for none), the state and what follows it.
 
@@ -298,34 +276,10 @@ def _train(
     if training.watcher is not None:
         training.watcher.see(before, strategy.predictor(state))
         phases.done("audit")
-    row = {"round": round_, "cohort": len(cohort)} | _counts(training, collector.tally, instruction.payload)
+    row = {"round": round_, "cohort": len(cohort)} | counts(
+        collector.tally, training.mechanisms, payload_down=instruction.payload, record=training.record
+    )
     return replace(training, mechanisms=advanced(training.mechanisms, release)), state, row
-
-
-def _counts(training: Training, tally: Tally, payload_down: int) -> dict[str, Any]:
-    """What may be said of the updates: counts always, private numbers only where they are recorded."""
-    failures = Counter(failure.reason for failure in tally.failures)
-    asked = tally.arrived + sum(failures.values())
-    up, down = tally.payload, payload_down * asked
-    row: dict[str, Any] = {
-        "arrived": tally.arrived,
-        "failures": sum(failures.values()),
-        "failure_reasons": dict(sorted(failures.items())),
-        "parameters_up": up,
-        "parameters_down": down,
-        "bytes_up": 4 * up,  # float32 vectors.
-        "bytes_down": 4 * down,
-        "clip_norms": clip_norms(training.mechanisms),  # Of released votes alone: public.
-        "train_loss": None,
-        "clip_fraction": None,
-    }
-    if training.record:
-        losses = [loss for loss in tally.losses if not math.isnan(loss)]
-        mean = sum(losses) / len(losses) if losses else math.inf
-        row["train_loss"] = mean if math.isfinite(mean) else None  # JSON has no infinity.
-        if any(mechanism.private for mechanism in training.mechanisms.values()) and tally.arrived:
-            row["clip_fraction"] = tally.clipped / tally.arrived
-    return row
 
 
 def _evaluate(training: Training, state: State, round_: int, phases: Phases) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from client.example_sums import ExampleSums
 from client.examples import Examples
 from client.private_stacked import PrivateStackedTrainer
 from privacy.steps import NoisySteps
-from simulations.running import Prepared
+from simulations.preparing import Prepared
 from strategies.experiment import Experiment
 from strategies.layout import Layout
 from strategies.tasks import Task

@@ -675,7 +675,7 @@ MUTANTS = (
     ),
     Mutant(
         "an experiment without a file has no rules",
-        "simulations/running.py",
+        "simulations/preparing.py",
         "if lines := problems(experiment):",
         "if (lines := problems(experiment)) and False:",
     ),

@@ -72,7 +72,7 @@ def gradients(args: argparse.Namespace) -> int:
     """Prints a line per parameter; the exit code says whether every example's gradient is its own."""
     experiment = read(args)
     from simulations.gradients import compare
-    from simulations.running import prepare
+    from simulations.preparing import prepare
 
     compared = compare(experiment, prepare(experiment))
     if args.format == "json":

@@ -12,7 +12,7 @@ from simulations.words.channels import channel_lines
 
 if TYPE_CHECKING:
     from privacy.mechanism import Mechanism
-    from simulations.running import Prepared
+    from simulations.preparing import Prepared
     from strategies.experiment import Experiment
 
 NAME = "plan"
@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Prints the plan."""
     experiment = read(args)
-    from simulations.running import prepare
+    from simulations.preparing import prepare
 
     prepared = prepare(experiment, table=read_rows(args.dataset, experiment))
     plan = size(experiment, prepared) | privacy(experiment, prepared)

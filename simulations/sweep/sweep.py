@@ -9,7 +9,7 @@ from typing import Any
 from client.tables import Table
 from privacy.events import Event
 from simulations.planning import Plan
-from simulations.running import prepare
+from simulations.preparing import prepare
 from simulations.sweep.plan import Drawn, Price, Spec, draw, event, experiments, grid, price
 from strategies.experiment import Experiment
 from strategies.loading import parse

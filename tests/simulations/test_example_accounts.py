@@ -23,7 +23,8 @@ from simulations.cli import main
 from simulations.data.federation import build
 from simulations.example_accounts import secret
 from simulations.folders import reopen
-from simulations.running import ActiveRun, prepare, train
+from simulations.preparing import prepare
+from simulations.running import ActiveRun, train
 from strategies.experiment import Data, Experiment
 from strategies.loading import parse
 

@@ -21,7 +21,8 @@ from simulations.auditing import read
 from simulations.cli import main
 from simulations.example_audit import share
 from simulations.folders import reopen
-from simulations.running import ActiveRun, Outcome, prepare, train
+from simulations.preparing import prepare
+from simulations.running import ActiveRun, Outcome, train
 from simulations.studies.alarm import example_configuration, example_measured, silent_release
 from strategies.experiment import Experiment
 from strategies.loading import parse

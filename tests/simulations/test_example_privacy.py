@@ -19,7 +19,8 @@ from privacy.steps import NoisySteps
 from server.store import StoreError
 from simulations.example_privacy import plan
 from simulations.folders import reopen
-from simulations.running import ActiveRun, Outcome, prepare, train
+from simulations.preparing import prepare
+from simulations.running import ActiveRun, Outcome, train
 from strategies.experiment import Engine, Experiment
 from strategies.loading import parse
 from strategies.schema import ConfigError

@@ -17,7 +17,7 @@ from privacy.accountant import epsilon
 from privacy.events import Gaussian, Repeated
 from privacy.ledger import LedgerError
 from server.store import StoreError
-from simulations import running
+from simulations import preparing
 from simulations.folders import reopen
 from simulations.running import INTERRUPTED, ActiveRun, Outcome, run, train
 from strategies.experiment import Experiment, LocalPrivacy, Privacy
@@ -259,7 +259,7 @@ def test_a_ledger_that_cannot_be_opened_lets_the_folder_go(data: Path, tmp_path:
 
 def test_a_task_that_does_not_fit_is_named(data: Path) -> None:
     with pytest.raises(ConfigError, match="task: linear is for regression, but the data is classification"):
-        running.prepare(experiment(data, task="linear"))
+        preparing.prepare(experiment(data, task="linear"))
 
 
 def test_strict_metrics_hold_private_numbers_back_and_change_no_bit(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""What a round's line in rounds.jsonl says of its updates, and of the time that it took."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from privacy.adaptive import clip_norms
+from privacy.mechanism import Mechanism
+from privacy.release import Tally
+
+
+class Phases:
+    """Seconds spent in the named phases of a round.
+
+    A round's line is written before the round is stored, so its `store` is the time of the round before.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {"store": 0.0}
+        self._mark = time.perf_counter()
+
+    def begin(self) -> None:
+        """Starts a round."""
+        self.seconds = {"store": self.seconds["store"]}
+        self._mark = time.perf_counter()
+
+    def done(self, name: str) -> None:
+        """Books the time since the last mark under a name."""
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._mark, 6)
+        self._mark = now
+
+
+def counts(tally: Tally, mechanisms: Mapping[str, Mechanism], *, payload_down: int, record: bool) -> dict[str, Any]:
+    """What may be said of the updates: counts always, private numbers only where they are recorded.
+
+    Args:
+        tally: of the round.
+        mechanisms: of the round, by channel.
+        payload_down: numbers sent to one silo.
+        record: whether private numbers may be shown.
+    """
+    failures = Counter(failure.reason for failure in tally.failures)
+    asked = tally.arrived + sum(failures.values())
+    up, down = tally.payload, payload_down * asked
+    row: dict[str, Any] = {
+        "arrived": tally.arrived,
+        "failures": sum(failures.values()),
+        "failure_reasons": dict(sorted(failures.items())),
+        "parameters_up": up,
+        "parameters_down": down,
+        "bytes_up": 4 * up,  # float32 vectors.
+        "bytes_down": 4 * down,
+        "clip_norms": clip_norms(mechanisms),  # Of released votes alone: public.
+        "train_loss": None,
+        "clip_fraction": None,
+    }
+    if record:
+        losses = [loss for loss in tally.losses if not math.isnan(loss)]
+        mean = sum(losses) / len(losses) if losses else math.inf
+        row["train_loss"] = mean if math.isfinite(mean) else None  # JSON has no infinity.
+        if any(mechanism.private for mechanism in mechanisms.values()) and tally.arrived:
+            row["clip_fraction"] = tally.clipped / tally.arrived
+    return row
