@@ -61,17 +61,17 @@ def claimed_words(run: Run) -> tuple[str, str]:
     if claimed is None and run.example is not None:
         upper = run.example["epsilon_upper"]
         what = f"at δ = {small(run.example['delta'])}, for one example of a silo added or removed"
-        return f"ε {'≤' if upper is not None else '='} {number(upper, rounding='up')}", what
+        return f"ε {'≤' if upper is not None else '='} {number(upper, 4, 'up')}", what
     if claimed is None and run.local is not None:
         upper = run.local["epsilon_upper"]
         sign = "≤" if upper is not None else "="
-        head = f"ε {sign} {number(upper, rounding='up')}"
+        head = f"ε {sign} {number(upper, 4, 'up')}"
         return head, f"at δ = {small(run.local['delta'])}, against the server and everybody else"
     if claimed is None:
         return "ε = ∞", "no privacy: updates were neither clipped nor noised"
     upper = claimed["epsilon_upper"]
     sweep = "" if run.selection is None else ", the sweep that it comes from included"
-    head = f"ε {'≤' if upper else '='} {number(upper, rounding='up')}"
+    head = f"ε {'≤' if upper else '='} {number(upper, 4, 'up')}"
     return head, f"at δ = {small(claimed['delta'])}, for {NEIGHBOURS[claimed['neighbours']]}{sweep}"
 
 
@@ -90,13 +90,13 @@ def measured_words(run: Run) -> tuple[str, str]:
 
 def _comparison(claimed: Mapping[str, Any], measured: Mapping[str, Any] | None) -> Html:
     lower, upper = finite(claimed["epsilon_lower"]), finite(claimed["epsilon_upper"])
-    between = f"{number(lower, rounding='down')} to {number(upper, rounding='up')}"
+    between = f"{number(lower, 4, 'down')} to {number(upper, 4, 'up')}"
     text = f"claimed {between}" if math.isfinite(upper) else "claimed: no bound"
     spans = [Span(text, min(lower, upper), upper)]
     if measured is not None:
         if measured["compared_with"] != audit_words.RUN_CLAIM:
             unamplified = finite(measured["claim"])
-            spans.append(Span(f"for canaries on their schedule {number(unamplified, rounding='up')}", 0.0, unamplified))
+            spans.append(Span(f"for canaries on their schedule {number(unamplified, 4, 'up')}", 0.0, unamplified))
         low, middle, high = (finite(measured[name]) for name in ("lower", "epsilon", "upper"))
         spans.append(Span(f"measured {number(middle)} ({number(low)} to {number(high)})", low, high, middle))
     unit = f"ε at δ = {small(claimed['delta'])}" + (", the estimate with its 95% interval" if measured else "")
@@ -110,7 +110,7 @@ def _spending(run: Run) -> Html:
         return join([])
     budget = run.section("budget").get("epsilon")
     marks = [Mark(f"budget {budget:.4g}", budget)] if budget is not None else []
-    line = Line(number(points[-1][1], rounding="up"), [(0.0, 0.0), *points])
+    line = Line(number(points[-1][1], 4, "up"), [(0.0, 0.0), *points])
     unit = "upper bound in every round, tight after the last"
     return line_chart(
         "epsilon", "ε over rounds", unit=unit, lines=[line], rounds=len(run.rows), marks=marks, from_zero=True

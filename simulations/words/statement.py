@@ -123,9 +123,12 @@ def _examples(run: Run, claimed: Mapping[str, Any]) -> Iterator[str]:
 def _who(run: Run) -> Iterator[str]:
     """The adversaries, from the farthest to the nearest."""
     if run.claimed is None:
-        yield "Outside: whoever gets the models may learn anything about a silo that they hold."
+        proved = run.example is not None and run.example["epsilon_upper"] is not None
+        row = " About one of its rows they learn no more than the claim for rows allows." if proved else ""
+        yield f"Outside: whoever gets the models may learn anything about a silo that they hold.{row}"
         yield "Another silo: the same, from the models that it is sent."
-        yield "The server: sees the update of every silo."
+        too = " The claim for rows holds against it, too." if proved else ""
+        yield f"The server: sees the update of every silo.{too}"
         return
     if run.claimed["epsilon_upper"] is None:
         yield "Outside, and another silo: nothing is proved against whoever gets the models."

@@ -114,6 +114,16 @@ def test_without_privacy_it_says_so_and_nothing_else(tmp_path: Path, capsys: pyt
     assert "Covered by the claim" not in words
 
 
+def test_where_rows_are_private_it_says_what_holds_for_them_and_for_silos(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"clip_norm": 1.0, "noise_multiplier": 2.0, "delta": 1e-3, "rows": 12, "batch": 4}
+    words = explained(capsys, ran(tmp_path / "run", privacy={"example": rows}, cohort={"sampling": "all"}))
+    assert "A whole silo had no privacy in this run: its ε is infinite." in words
+    assert "may learn anything about a silo that they hold. About one of its rows they learn no more" in words
+    assert "The server: sees the update of every silo. The claim for rows holds against it, too." in words
+
+
 def test_fixed_cohorts_and_replaced_silos_have_words_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

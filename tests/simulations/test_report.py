@@ -187,7 +187,7 @@ def read(page: str) -> Reader:
         "fedavg on digits: 400 silos, 3 of 3 rounds in 1 min 15 s, seed 7, local engine.",
         "93.3%",
         "on the public test set, loss 0.199",
-        "ε ≤ 4.21 at δ = 10⁻⁴, for adding or removing one whole silo",
+        "ε ≤ 4.202 at δ = 10⁻⁴, for adding or removing one whole silo",
         "ε lies between 4.191 and 4.202 (by privacy-loss distributions)",
         "ε ≈ 1.94 95% interval 1.01 to 2.95, from 64 canaries",
         "neither an upper nor a lower bound",

@@ -169,8 +169,7 @@ def test_a_released_run_says_what_its_choice_cost(
     upper = number(memory["privacy"]["epsilon_upper"], 4, "up")
     assert statement(read_run(run))[0].sentences[0].startswith(f"ε (epsilon) is at most {upper} at δ (delta) = 10⁻³")
     page = (run / "report.html").read_text()
-    shown = number(memory["privacy"]["epsilon_upper"], rounding="up")
-    assert f"<b>ε ≤ {shown}</b>at δ = 10⁻³, for adding or removing one whole silo, the sweep that it comes from" in page
+    assert f"<b>ε ≤ {upper}</b>at δ = 10⁻³, for adding or removing one whole silo, the sweep that it comes from" in page
     assert main(["compare", str(run), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["epsilon"] == memory["privacy"]["epsilon_upper"]
 
