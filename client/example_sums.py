@@ -47,7 +47,10 @@ class ExampleSums:
             raise UnsupportedModel(
                 f"{self.name} cannot be trained by DP-SGD: it keeps buffers ({buffers[0]}); use GroupNorm"
             )
-        self.twin = _recurrent_replaced(copy.deepcopy(module)).train()
+        try:
+            self.twin = _recurrent_replaced(copy.deepcopy(module)).train()
+        except NotImplementedError as error:
+            raise UnsupportedModel(_refusal(self.name, error)) from error
         named = dict(self.twin.named_parameters())
         self.parameters = [named[name] for name in Layout.of(module).names]
         self.books: BookKeeping | None = None
