@@ -16,7 +16,7 @@ from server.sampler import CappedCohort, CyclicCohort, FixedCohort, FullCohort, 
 from simulations import channels, example_privacy, standardization
 from simulations.example_privacy import ExamplePlan
 from simulations.local_privacy import LocalPlan, local_plan
-from strategies.experiment import Cohort, Experiment
+from strategies.experiment import Cohort, Experiment, SiloPrivacy
 from strategies.schema import ConfigError
 from strategies.standardize import Private
 
@@ -107,26 +107,9 @@ def plan(experiment: Experiment, population: int) -> Plan:
         event = round_event(experiment.strategy, exact, sampler)
         rounds = experiment.rounds
         return Plan(sampler, exact, None, "add_remove", None, rounds, event, (), None, example, local)
-    if not silo.allow_large_delta and not silo.delta * population < 1:
-        limit = f"1 / silos = {1 / population:.4g}"
-        raise ConfigError(
-            [f"privacy.silo.delta: must be < {limit}, got {silo.delta}; lower it, or set allow_large_delta: true"]
-        )
-
-    if experiment.privacy.audit.canaries and sizes.get(AUDITED) != 1:
-        what = f"strategy {experiment.strategy.name!r} sends no {AUDITED!r} as long as the model for canaries to be in"
-        raise ConfigError([f"privacy.audit.canaries: {what}; use canaries: 0"])
     standardize = experiment.data.standardize
     before = (standardization.cost(standardize),) if isinstance(standardize, Private) else ()
-    if experiment.budget is not None and experiment.budget.epsilon is not None:  # It must pay for what is released.
-        alone = epsilon(Composed(before), silo.delta, neighbours=silo.neighbours).upper
-        if alone > experiment.budget.epsilon:
-            raise ConfigError(
-                [
-                    f"budget.epsilon: {experiment.budget.epsilon} is less than the {alone:.4g} that data.standardize "
-                    "costs alone; raise it, or the noise_multiplier there"
-                ]
-            )
+    _require(experiment, silo, population, audited=sizes.get(AUDITED), before=before)
 
     def schedule(noise: float) -> Event:
         paid = turns.charged(sampler, experiment.rounds)
@@ -144,6 +127,38 @@ def plan(experiment: Experiment, population: int) -> Plan:
         sampler, mechanisms, noise, silo.neighbours, silo.delta, rounds, event, before, None, example, local
     )
     return replace(unpriced, cost=epsilon(unpriced.after(experiment.rounds), silo.delta, neighbours=silo.neighbours))
+
+
+def _require(
+    experiment: Experiment, silo: SiloPrivacy, population: int, *, audited: int | None, before: tuple[Event, ...]
+) -> None:
+    """Refuses what no rule between keys can see: it takes the number of silos, the strategy or a price.
+
+    Args:
+        experiment: to be planned.
+        silo: its section.
+        population: silos of the data.
+        audited: length of the audited channel of a model of one parameter; None where there is no such channel.
+        before: what is released before round 1.
+    """
+    if not silo.allow_large_delta and not silo.delta * population < 1:
+        limit = f"1 / silos = {1 / population:.4g}"
+        raise ConfigError(
+            [f"privacy.silo.delta: must be < {limit}, got {silo.delta}; lower it, or set allow_large_delta: true"]
+        )
+
+    if experiment.privacy.audit.canaries and audited != 1:
+        what = f"strategy {experiment.strategy.name!r} sends no {AUDITED!r} as long as the model for canaries to be in"
+        raise ConfigError([f"privacy.audit.canaries: {what}; use canaries: 0"])
+    if experiment.budget is not None and experiment.budget.epsilon is not None:  # It must pay for what is released.
+        alone = epsilon(Composed(before), silo.delta, neighbours=silo.neighbours).upper
+        if alone > experiment.budget.epsilon:
+            raise ConfigError(
+                [
+                    f"budget.epsilon: {experiment.budget.epsilon} is less than the {alone:.4g} that data.standardize "
+                    "costs alone; raise it, or the noise_multiplier there"
+                ]
+            )
 
 
 def _correlated(experiment: Experiment, sampler: Sampler, mechanisms: dict[str, Mechanism]) -> dict[str, Mechanism]:

@@ -96,37 +96,13 @@ class ActiveRun:
             self.store = opened.enter_context(closing(RunStore(folder, resume=resume)))
             if not resume:
                 self.store.begin(yaml_of(encode(experiment)))
-            fingerprint = self.federation.fingerprint
-            self.account = accounts.open_account(experiment, self.plan, folder, fingerprint=fingerprint)
-            """The budget of the data set, where the run has one."""
-            if self.account is not None:
-                opened.enter_context(closing(self.account))
-            self.example_accounts = example_accounts.open_accounts(
-                experiment,
-                self.plan.example,
-                self.plan.sampler,
-                folder,
-                self.federation,
-                beside=self.account,
-                opened=opened,
-            )
-            """The budgets of the silos' examples, where the run has them."""
-            ledger = Ledger(
-                self.store.ledger,
-                run=digest(experiment),
-                dataset=fingerprint,
-                told=accounts.charges(self.plan),
-                first=self.account.reserve if self.account is not None else None,
-            )
-            self.ledger = opened.enter_context(closing(ledger))
+            self._open_accounts(opened)
+            self.ledger = self._ledger(opened)
             self.silo_ledger = self._silo_ledger(opened)
             """What the silos' examples were charged; None without example-level privacy."""
             if resume:  # Before anything is computed on other rows, or with other settings, under the same noise.
                 self.store.cut(self._unchanged())
-            if self.account is not None:
-                self.account.settle(self.ledger.spent(loop.UNIT))
-            if self.example_accounts is not None and self.silo_ledger is not None:
-                self.example_accounts.settle(self.ledger, self.silo_ledger)
+            self._settle()
             self.released = self._standardize()
             """What features were standardised with, where the silos released it."""
             self.link = opened.enter_context(closing(self._link(plugins)))
@@ -162,6 +138,34 @@ class ActiveRun:
     def _beside(self) -> tuple[Ledger, ...]:
         """The run's ledgers beside its own."""
         return (self.silo_ledger,) if self.silo_ledger is not None else ()
+
+    def _open_accounts(self, opened: ExitStack) -> None:
+        experiment, plan = self.experiment, self.plan
+        self.account = accounts.open_account(experiment, plan, self.folder, fingerprint=self.federation.fingerprint)
+        """The budget of the data set, where the run has one."""
+        if self.account is not None:
+            opened.enter_context(closing(self.account))
+        self.example_accounts = example_accounts.open_accounts(
+            experiment, plan.example, plan.sampler, self.folder, self.federation, beside=self.account, opened=opened
+        )
+        """The budgets of the silos' examples, where the run has them."""
+
+    def _ledger(self, opened: ExitStack) -> Ledger:
+        ledger = Ledger(
+            self.store.ledger,
+            run=digest(self.experiment),
+            dataset=self.federation.fingerprint,
+            told=accounts.charges(self.plan),
+            first=self.account.reserve if self.account is not None else None,
+        )
+        return opened.enter_context(closing(ledger))
+
+    def _settle(self) -> None:
+        """Charges the data set what this run's own ledgers hold and its does not."""
+        if self.account is not None:
+            self.account.settle(self.ledger.spent(loop.UNIT))
+        if self.example_accounts is not None and self.silo_ledger is not None:
+            self.example_accounts.settle(self.ledger, self.silo_ledger)
 
     def _standardize(self) -> Constants | None:
         standardize = self.experiment.data.standardize
