@@ -49,7 +49,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "model": _model(active, predictor),
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
         "standardize": None if active.released is None else asdict(active.released),
-        "versions": _versions(),
+        "versions": versions(),
         "stopped": active.stopped,
         "silos": len(active.federation.train),
         "notes": [*active.federation.notes, *_stamps(active)],
@@ -184,7 +184,8 @@ def _stamps(active: ActiveRun) -> list[str]:
     return stamps
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide numbers."""
     return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
 
 

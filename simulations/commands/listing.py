@@ -11,7 +11,7 @@ from simulations.commands.shared import format_argument, load_code, plugin_argum
 from simulations.shipped import CONFIGS, shipped
 
 NAME = "list"
-HELP = "strategies, tasks, data sets, partitions, server optimizers and shipped configs"
+HELP = "strategies, tasks, data sets, partitions, server optimizers, shipped configs and studies"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def execute(args: argparse.Namespace) -> int:
 def choices() -> dict[str, dict[str, str]]:
     """Every registry: title to name to what it is."""
     from simulations.data.sources import SOURCES
+    from simulations.studies.registry import load
     from strategies.optimizers import OPTIMIZERS
     from strategies.partitions import PARTITIONS
     from strategies.registry import STRATEGIES
@@ -51,6 +52,7 @@ def choices() -> dict[str, dict[str, str]]:
         "standardize": _first_lines(STANDARDIZE),
         "server optimizers": _first_lines(OPTIMIZERS),
         "configs": {name: _heading(name) for name in shipped()},
+        "studies": {name: study.about for name, study in load().items()},
     }
 
 

@@ -21,7 +21,7 @@ from simulations.report.sections import (
 from simulations.report.style import CSS
 from simulations.report.words import duration, number, score, size, small
 
-__all__ = ["ReportError", "page", "write_report"]
+__all__ = ["ReportError", "document", "page", "write_report"]
 
 SHOWN_NOTES = 50
 # The page asks nobody for anything, and a browser holds it to that.
@@ -44,7 +44,21 @@ def write_report(folder: Path) -> Path:
 
 def page(run: Run) -> Html:
     """The whole page."""
-    title = f"{run.result['name']} · confide"
+    main = element(
+        "main",
+        {},
+        _notes(run),
+        privacy_section(run),
+        learning_section(run),
+        traffic_section(run),
+        _setting(run),
+        _again(run),
+    )
+    return document(f"{run.result['name']} · confide", _body(run, main))
+
+
+def document(title: str, body: Html) -> Html:
+    """A page that stands alone, around its body."""
     head = element(
         "head",
         {},
@@ -56,17 +70,7 @@ def page(run: Run) -> Html:
         element("title", {}, title),
         element("style", {}, Html(CSS)),
     )
-    main = element(
-        "main",
-        {},
-        _notes(run),
-        privacy_section(run),
-        learning_section(run),
-        traffic_section(run),
-        _setting(run),
-        _again(run),
-    )
-    return join([Html("<!doctype html>\n"), element("html", {"lang": "en"}, head, _body(run, main)), "\n"])
+    return join([Html("<!doctype html>\n"), element("html", {"lang": "en"}, head, body), "\n"])
 
 
 def _body(run: Run, main: Html) -> Html:
