@@ -712,10 +712,10 @@ MUTANTS = (
     Mutant(
         "examples: silos pay after the round",
         "simulations/engines/accounts.py",
-        """self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)
-        yield from self.link.ask(instruction, cohort, mechanisms, record=record)""",
-        """yield from self.link.ask(instruction, cohort, mechanisms, record=record)
-        self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
+        """self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)
+        yield from self.link.ask(requests, mechanisms, record=record)""",
+        """yield from self.link.ask(requests, mechanisms, record=record)
+        self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
     ),
     Mutant(
         "examples: one fit too many is free",
@@ -852,8 +852,8 @@ MUTANTS = (
     Mutant(
         "canaries vote",
         "server/canaries.py",
-        "payload=0, votes={})",
-        "payload=0)",
+        "payload=0, bytes=0, votes={})",
+        "payload=0, bytes=0)",
     ),
     Mutant(
         "clip norm of round 1 after a restart",
