@@ -99,6 +99,7 @@ class SiloHost:
         """Trains a chunk of silos and returns their clipped sums; with `record`, their private losses too."""
         out = Contributions(mechanisms, self.channel_sizes)
         kept = self.strategy.kept(self.single.layout, instruction.round, instruction.tier)
+        sent = kept if self.local is None else {}  # The silo's own noise leaves no number at zero.
         losses: list[float] = []
         spoilt: list[int] = []
         for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
@@ -109,7 +110,7 @@ class SiloHost:
                 channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
                 spoilt += broken
             require_kept(update.channels, kept)
-            out.add(channels, update.weight, group, message(self.channel_sizes, kept))
+            out.add(channels, update.weight, group, message(self.channel_sizes, sent))
             if self.planted is not None and self.personal is not None:
                 self.planted.keep(session.changes, self.personal)
             losses += session.losses

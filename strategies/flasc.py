@@ -7,7 +7,6 @@ silos train all of it, so what did not travel today may travel tomorrow.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from strategies.layout import Layout
 from strategies.optimizers import OPTIMIZERS, SGD, Optimizer, step
 from strategies.registry import strategy
 from strategies.schema import key
+from strategies.sparse import largest, portion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +86,3 @@ class FLASC(Strategy):
         own = self.tiers[tier] if self.tiers else Tier(down=self.density_down, up=self.density_up)
         density, decay = (own.up, self.decay_up) if up else (own.down, self.decay_down)
         return portion(size, density * decay ** ((round_ - 1) // self.every))
-
-
-def portion(size: int, density: float) -> int:
-    """floor(size * density), and at least 1.
-
-    >>> portion(15882, 0.1), portion(15882, 0.25), portion(3, 0.1), portion(100, 0.29)
-    (1588, 3970, 1, 29)
-    """
-    return max(1, math.floor(size * density * (1 + 1e-12)))  # 100 * 0.29 is a little less than 29 in binary.
-
-
-def largest(vector: Tensor, count: int) -> Tensor:
-    """The `count` numbers of largest magnitude, and zeros; over the whole of the last axis, `(N,)` or `(silos, N)`."""
-    if count >= vector.shape[-1]:
-        return vector
-    places = vector.abs().topk(count, dim=-1, sorted=False).indices
-    return torch.zeros_like(vector).scatter(-1, places, vector.gather(-1, places))

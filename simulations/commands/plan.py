@@ -14,7 +14,7 @@ from simulations.words.channels import channel_lines
 if TYPE_CHECKING:
     from privacy.mechanism import Mechanism
     from simulations.preparing import Prepared
-    from strategies.base import State, Strategy
+    from strategies.base import State
     from strategies.experiment import Experiment
     from strategies.layout import Layout
 
@@ -52,7 +52,7 @@ def size(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     population, model = prepared.plan.sampler.population, prepared.model
     cohort, votes = prepared.plan.sampler.expected, adaptive(prepared.plan.mechanisms)
     state = experiment.strategy.init(model.start, streams.generator(experiment.seed, "init"), setup.layout(model))
-    up, down = _bytes(experiment.strategy, state, setup.layout(model), population)
+    up, down = _bytes(experiment, state, setup.layout(model), population)
     return {
         "name": experiment.name,
         "silos": population,
@@ -64,13 +64,13 @@ def size(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _bytes(strategy: Strategy, state: State, layout: Layout, population: int) -> tuple[float, float]:
+def _bytes(experiment: Experiment, state: State, layout: Layout, population: int) -> tuple[float, float]:
     """Bytes of a message up and down in round 1, in the mean over silos of all tiers."""
     from strategies.traffic import message
 
-    up = down = 0
+    strategy, noised, up, down = experiment.strategy, experiment.privacy.local is not None, 0, 0
     for tier, silos in Counter(strategy.tier(silo) for silo in range(population)).items():
-        up += silos * message(strategy.channels(layout.size), strategy.kept(layout, 1, tier)).bytes
+        up += silos * message(strategy.channels(layout.size), {} if noised else strategy.kept(layout, 1, tier)).bytes
         instruction = strategy.instruct(state, 1, tier)
         down += silos * message(instruction.sizes, instruction.kept).bytes
     return up / population, down / population
