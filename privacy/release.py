@@ -27,6 +27,19 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Message:
+    """How much one silo's update is on its way: a public size, whatever it holds.
+
+    Attributes:
+        numbers: that travel.
+        bytes: of the encoded message.
+    """
+
+    numbers: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Partial:
     """The clipped sums of one chunk of silos.
 
@@ -37,6 +50,7 @@ class Partial:
         arrived: updates summed.
         clipped: updates that were longer than the clip norm, a private count.
         payload: numbers sent up by the silos of this chunk.
+        bytes: sent up by the silos of this chunk.
         failures: updates refused.
         losses: mean training loss of each silo that reports one; private.
         votes: sums of the votes on clip norms, of the channels that have them; private.
@@ -48,6 +62,7 @@ class Partial:
     arrived: int = 0
     clipped: int = 0
     payload: int = 0
+    bytes: int = 0
     failures: tuple[Failure, ...] = ()
     losses: tuple[float, ...] = ()
     votes: Mapping[str, float] = field(default_factory=dict)
@@ -68,14 +83,23 @@ class Contributions:
     arrived: int = 0
     clipped: int = 0
     payload: int = 0
+    bytes: int = 0
     failures: list[Failure] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in self.sizes.items()}
         self.votes = _no_votes(self.mechanisms)
 
-    def add(self, channels: Mapping[str, Tensor], weight: Tensor | float, silos: Sequence[int]) -> None:
+    def add(
+        self,
+        channels: Mapping[str, Tensor],
+        weight: Tensor | float,
+        silos: Sequence[int],
+        message: Message | None = None,
+    ) -> None:
         """Adds the updates of `silos`: vectors `(N,)` for one silo or `(silos, N)` for several.
+
+        `message` is how long each of them was on its way; left out, its vectors are as they are, in float32.
 
         A silo whose vectors are of a wrong length or not finite, or whose weight is not allowed, is left out with a
         reason; it can neither stop the round nor change what the others contribute. No silos at all add nothing.
@@ -101,7 +125,10 @@ class Contributions:
         self.weight += float(weights[good].sum())
         self.arrived += int(good.sum())
         self.clipped += int(clipped.sum())
-        self.payload += int(good.sum()) * (sum(self.sizes.values()) + len(self.votes))
+        numbers = sum(self.sizes.values())
+        message = message if message is not None else Message(numbers, 4 * numbers)
+        self.payload += int(good.sum()) * (message.numbers + len(self.votes))
+        self.bytes += int(good.sum()) * (message.bytes + 4 * len(self.votes))
 
     def _malformed(self, channels: Mapping[str, Tensor], silos: int) -> str | None:
         if set(channels) != set(self.sizes):
@@ -139,6 +166,7 @@ class Contributions:
             arrived=self.arrived,
             clipped=self.clipped,
             payload=self.payload,
+            bytes=self.bytes,
             failures=tuple(self.failures),
             losses=tuple(losses),
             votes=self.votes,
@@ -254,6 +282,7 @@ class Tally:
     arrived: int = 0
     clipped: int = 0
     payload: int = 0
+    bytes: int = 0
     failures: list[Failure] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
@@ -263,5 +292,6 @@ class Tally:
         self.arrived += partial.arrived
         self.clipped += partial.clipped
         self.payload += partial.payload
+        self.bytes += partial.bytes
         self.failures += partial.failures
         self.losses += partial.losses

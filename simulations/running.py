@@ -224,6 +224,7 @@ class ActiveRun:
         return Training(
             strategy=experiment.strategy,
             model=self.model.start,
+            layout=setup.layout(self.model),
             sampler=plan.sampler,
             mechanisms=plan.mechanisms,
             rounds=experiment.rounds,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("privacy", "strategies", "client", "server", "simulations", "tests")
-CORE = ("tests/privacy", "tests/client", "tests/contracts", "tests/server", "tests/simulations")
+CORE = ("tests/privacy", "tests/strategies", "tests/client", "tests/contracts", "tests/server", "tests/simulations")
 
 
 @dataclass(frozen=True)
@@ -712,10 +712,10 @@ MUTANTS = (
     Mutant(
         "examples: silos pay after the round",
         "simulations/engines/accounts.py",
-        """self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)
-        yield from self.link.ask(instruction, cohort, mechanisms, record=record)""",
-        """yield from self.link.ask(instruction, cohort, mechanisms, record=record)
-        self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
+        """self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)
+        yield from self.link.ask(requests, mechanisms, record=record)""",
+        """yield from self.link.ask(requests, mechanisms, record=record)
+        self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
     ),
     Mutant(
         "examples: one fit too many is free",
@@ -852,8 +852,8 @@ MUTANTS = (
     Mutant(
         "canaries vote",
         "server/canaries.py",
-        "payload=0, votes={})",
-        "payload=0)",
+        "payload=0, bytes=0, votes={})",
+        "payload=0, bytes=0)",
     ),
     Mutant(
         "clip norm of round 1 after a restart",
@@ -1274,6 +1274,78 @@ MUTANTS = (
         "simulations/studies/accountant_grid.py",
         'all(row["upper"] >= row["reference_lower"] for row in known)',
         'any(row["upper"] >= row["reference_lower"] for row in known)',
+    ),
+    Mutant(
+        "sparse: noise only where something was sent",
+        "privacy/mechanism.py",
+        "return noised(total, self.std, source.normals(total.numel(), *stream))",
+        "return noised(total, self.std, source.normals(total.numel(), *stream)) * (total != 0)",
+    ),
+    Mutant(
+        "sparse: more numbers than were counted",
+        "client/host.py",
+        "require_kept(update.channels, kept)",
+        "pass",
+    ),
+    Mutant(
+        "sparse: noised updates counted as sparse",
+        "client/host.py",
+        "sent = kept if self.local is None else {}",
+        "sent = kept",
+    ),
+    Mutant(
+        "sparse: all tiers are asked as the first",
+        "server/link.py",
+        "Request(strategy.instruct(state, round_, tier), asked)",
+        "Request(strategy.instruct(state, round_), asked)",
+    ),
+    Mutant(
+        "flasc: delta from the server's model",
+        "strategies/flasc.py",
+        'start = instruction["model"]\n        delta = silo.fit(start) - start',
+        'start = instruction["model"]\n        delta = silo.fit(start)',
+    ),
+    Mutant(
+        "flasc: pruned for good",
+        "strategies/flasc.py",
+        'return step(self.server, state, release.mean("delta"))',
+        'return step(self.server, {**state, "model": self.instruct(state, 1)["model"]}, release.mean("delta"))',
+    ),
+    Mutant(
+        "flasc: the smallest numbers travel",
+        "strategies/sparse.py",
+        "vector.abs().topk(count, dim=-1, sorted=False)",
+        "vector.abs().topk(count, dim=-1, sorted=False, largest=False)",
+    ),
+    Mutant(
+        "flasc: signs decide what travels",
+        "strategies/sparse.py",
+        "vector.abs().topk(count, dim=-1, sorted=False)",
+        "vector.topk(count, dim=-1, sorted=False)",
+    ),
+    Mutant(
+        "flasc: one density for both ways",
+        "strategies/flasc.py",
+        "(own.up, self.decay_up) if up else (own.down, self.decay_down)",
+        "(own.up, self.decay_up)",
+    ),
+    Mutant(
+        "pruning: momentum brings back what was pruned",
+        "strategies/pruning.py",
+        "model = torch.where(start != 0, model, 0.0)",
+        "pass",
+    ),
+    Mutant(
+        "pruning: silos train what was pruned",
+        "strategies/pruning.py",
+        "correct=lambda w, g: g * mask",
+        "correct=lambda w, g: g",
+    ),
+    Mutant(
+        "rank tiers: noise fills the higher ranks",
+        "strategies/rank_tiers.py",
+        "correct=None if bool(mask.all()) else lambda w, g: g * mask",
+        "correct=None",
     ),
 )
 

@@ -22,6 +22,11 @@ def shared_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="confide-", dir=memory if memory.is_dir() else None)
 
 
+def instruction_path(folder: Path, tier: int) -> Path:
+    """Where the vectors for a tier of silos are."""
+    return folder / f"instruction.{tier}"
+
+
 def write_instruction(path: Path, instruction: Instruction) -> dict[str, Any]:
     """Writes an instruction's vectors one after the other; returns the JSON that `read_instruction` needs."""
     layout: list[dict[str, Any]] = []
@@ -36,7 +41,8 @@ def write_instruction(path: Path, instruction: Instruction) -> dict[str, Any]:
     for entry, vector in zip(layout, instruction.values()):
         data = vector.contiguous().reshape(-1).view(torch.uint8).numpy()
         table[entry["at"] : entry["at"] + data.size] = data
-    return {"round": instruction.round, "vectors": layout}
+    facts = {"round": instruction.round, "tier": instruction.tier, "kept": dict(instruction.kept)}
+    return facts | {"vectors": layout}
 
 
 def read_instruction(path: Path, header: Mapping[str, Any]) -> Instruction:
@@ -47,7 +53,7 @@ def read_instruction(path: Path, header: Mapping[str, Any]) -> Instruction:
         count = int(np.prod(entry["shape"], dtype=np.int64))
         values = np.frombuffer(table, dtype=_DTYPES[entry["dtype"]], count=count, offset=entry["at"])
         vectors[entry["name"]] = torch.from_numpy(values.reshape(entry["shape"]).copy())
-    return Instruction(int(header["round"]), vectors)
+    return Instruction(int(header["round"]), vectors, int(header["tier"]), header["kept"])
 
 
 class SumSlots:

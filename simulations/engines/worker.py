@@ -19,7 +19,7 @@ import torch
 from client.host import SiloHost
 from simulations.data.federation import Federation
 from simulations.engines import setup
-from simulations.engines.exchange import SumSlots, read_instruction
+from simulations.engines.exchange import SumSlots, instruction_path, read_instruction
 from simulations.engines.wire import mechanisms_from_json
 from strategies.codec import decode
 from strategies.experiment import Experiment
@@ -35,11 +35,11 @@ def main(descriptor: int) -> None:
         first = json.loads(pipe.recv_bytes())
         shared = Path(first["folder"])
         _watch_parent(parent, shared)
-        host, slots, instruction = _prepare(first)
+        host, slots, folder = _prepare(first)
         pipe.send_bytes(b"{}")
         while True:
             order = json.loads(pipe.recv_bytes())
-            pipe.send_bytes(json.dumps(_serve(host, slots, instruction, order)).encode())
+            pipe.send_bytes(json.dumps(_serve(host, slots, folder, order)).encode())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         _free(shared)  # The server is done, or was killed and cannot free the memory itself.
     except BaseException:
@@ -55,11 +55,12 @@ def _prepare(order: dict[str, Any]) -> tuple[SiloHost, SumSlots, Path]:
     host = setup.host(
         experiment, Federation.load(folder / "federation"), personal=Path(order["personal"]), noise=order["noise"]
     )
-    return host, SumSlots(folder / "sums", slots=order["slots"], sizes=host.channel_sizes), folder / "instruction"
+    return host, SumSlots(folder / "sums", slots=order["slots"], sizes=host.channel_sizes), folder
 
 
-def _serve(host: SiloHost, slots: SumSlots, path: Path, order: dict[str, Any]) -> dict[str, Any]:
-    instruction = read_instruction(path, order["instruction"])
+def _serve(host: SiloHost, slots: SumSlots, folder: Path, order: dict[str, Any]) -> dict[str, Any]:
+    header = order["instruction"]
+    instruction = read_instruction(instruction_path(folder, header["tier"]), header)
     answer: dict[str, Any] = {"chunk": order["chunk"], "slot": order["slot"]}
     if order["do"] == "evaluate":
         result = host.evaluate(instruction, order["silos"])
@@ -77,6 +78,7 @@ def _serve(host: SiloHost, slots: SumSlots, path: Path, order: dict[str, Any]) -
         "arrived": partial.arrived,
         "clipped": partial.clipped,
         "payload": partial.payload,
+        "bytes": partial.bytes,
         "failures": [(failure.silo, failure.reason) for failure in partial.failures],
         "losses": partial.losses,
         "votes": dict(partial.votes),

@@ -21,11 +21,13 @@ from privacy.noise import SimulatedNoise, SystemNoise, grid, noised
 from privacy.release import Contributions, Partial, Release
 from server import loop
 from server.checkpoint import read as read_checkpoint
+from server.link import Request
 from server.loop import BudgetSpent, Diverged, RoundResult, Training
 from server.odometer import Odometer
 from server.sampler import FullCohort, PoissonCohort, Sampler
 from server.store import RunStore, StoreError
 from strategies.base import Evaluation, Instruction, State, Strategy
+from strategies.layout import Layout
 
 torch.set_num_threads(1)
 
@@ -38,7 +40,7 @@ EVENT = Sampled(Poisson(0.5), Gaussian(2.0))
 class Walk(Strategy):
     """The model moves by the mean; the sum of all means is kept beside it."""
 
-    def init(self, model: Tensor, rng: torch.Generator) -> State:
+    def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         return {"model": model, "path": model}
 
     def aggregate(self, state: State, release: Release, rng: torch.Generator) -> State:
@@ -55,12 +57,13 @@ class Echo:
     population: int = SILOS
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
         self.trace.append("ask")
-        for chunk, silo in enumerate(cohort):
+        [request] = requests
+        for chunk, silo in enumerate(request.silos):
             sums = Contributions(mechanisms, {"delta": SIZE})
-            sums.add({"delta": torch.full((SIZE,), self.update(silo, instruction.round))}, 1.0, [silo])
+            sums.add({"delta": torch.full((SIZE,), self.update(silo, request.instruction.round))}, 1.0, [silo])
             yield sums.partial(chunk, [0.5] if record else [])
 
     def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
@@ -84,6 +87,7 @@ def training(sampler: Sampler | None = None, *, mechanism: Mechanism = NOISE, **
     base = Training(
         strategy=Walk(),
         model=torch.zeros(SIZE),
+        layout=Layout(("weight",), ((SIZE,),)),
         sampler=sampler,
         mechanisms={"delta": mechanism},
         rounds=6,
@@ -221,12 +225,13 @@ class Roll(Echo):
     dies: list[int] = field(default_factory=list)
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
-        self.asked.append(tuple(cohort))
-        yield from super().ask(instruction, cohort, mechanisms, record=record)
-        if instruction.round in self.dies:
-            self.dies.remove(instruction.round)
+        [request] = requests
+        self.asked.append(tuple(request.silos))
+        yield from super().ask(requests, mechanisms, record=record)
+        if request.instruction.round in self.dies:
+            self.dies.remove(request.instruction.round)
             raise KeyboardInterrupt
 
 

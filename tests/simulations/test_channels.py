@@ -65,7 +65,7 @@ class TwoChannels(Strategy):
     def channels(self, size):
         return {"delta": size, "drift": 3}
 
-    def init(self, model, rng):
+    def init(self, model, rng, layout):
         return {"model": model, "squares": torch.zeros(2, dtype=torch.float64)}
 
     def local(self, silo, instruction):

@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from privacy.mechanism import ExactSum, GaussianSum
+from server.link import Request
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from simulations.engines.exchange import SumSlots, read_instruction, write_instruction
@@ -477,9 +478,9 @@ def test_the_local_engine_cuts_the_cohort_into_chunks(place: Path, tmp_path: Pat
     link = LocalLink(setup.host(config, federation, personal=tmp_path), chunk=2)
     instruction = config.strategy.instruct({"model": setup.model(config, federation).start}, 1)
     mechanisms = {"delta": GaussianSum(0.5, 2.0)}
-    partials = list(link.ask(instruction, [0, 3, 4, 7, 8], mechanisms, record=False))
+    partials = list(link.ask([Request(instruction, [0, 3, 4, 7, 8])], mechanisms, record=False))
     assert [(partial.chunk, partial.arrived) for partial in partials] == [(0, 2), (1, 2), (2, 1)]
-    assert list(link.ask(instruction, [], mechanisms, record=False)) == []
+    assert list(link.ask([Request(instruction, [])], mechanisms, record=False)) == []
 
 
 def teardown_module() -> None:
