@@ -29,7 +29,10 @@ PLAIN: Mapping[str, Any] = {
     "use_dora": False,
     "use_rslora": False,
     "use_qalora": False,
-    "use_bdlora": False,
+    "use_bdlora": None,
+    "velora_config": None,
+    "arrow_config": None,
+    "kasa_config": None,
     "rank_pattern": {},
     "alpha_pattern": {},
     "layer_replication": None,
@@ -39,6 +42,7 @@ PLAIN: Mapping[str, Any] = {
     "trainable_token_indices": None,
     "alora_invocation_tokens": None,
 }
+WRITTEN = ("bias", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern")  # Older releases know no more.
 
 
 def save_adapter(module: nn.Module, folder: str | Path) -> None:
@@ -63,7 +67,7 @@ def save_adapter(module: nn.Module, folder: str | Path) -> None:
         "modules_to_save": _heads(module) or None,
         "fan_in_fan_out": any(isinstance(each, LoRAConv1D) for each in found.values()),
         "init_lora_weights": True,
-        **PLAIN,
+        **{name: PLAIN[name] for name in WRITTEN},
     }
     tensors = {PREFIX + name: value.cpu().contiguous() for name, value in adapter_state(module).items()}
     target = Path(folder)
@@ -124,6 +128,11 @@ def _config(path: Path) -> dict[str, Any]:
     for name, plain in PLAIN.items():
         if (config.get(name) or plain) != plain:
             raise ValueError(f"{path}: {name} is {config[name]!r}; only plain adapters can be loaded ({name}: {plain})")
+    start = config.get("init_lora_weights")
+    if start not in (None, True, False, "gaussian"):  # Others take a part of the base's weights away.
+        raise ValueError(
+            f"{path}: init_lora_weights is {start!r}, which changes the base; convert it to a plain adapter"
+        )
     rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if type(rank) is not int or type(alpha) not in (int, float) or not isinstance(targets, str | list):
         raise ValueError(f"{path}: needs r, lora_alpha and target_modules; save the adapter again")

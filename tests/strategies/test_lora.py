@@ -151,7 +151,7 @@ def test_what_cannot_be_adapted_is_refused_and_left_as_it_was(settings: dict[str
 @pytest.mark.parametrize("options", [{"groups": 2}, {"dilation": 2}, {"padding_mode": "circular", "padding": 1}])
 def test_a_convolution_that_a_could_not_follow_is_refused(options: dict[str, object]) -> None:
     module = nn.Sequential(nn.Conv2d(2, 4, 3, **options))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="^targets: '0' is a Conv2d, for which there is no adapter here"):
+    with pytest.raises(ValueError, match=r"^targets: '0' is a Conv2d, for which there is no adapter"):
         adapt(module, targets=["0"])
 
 
