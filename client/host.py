@@ -97,7 +97,7 @@ class SiloHost:
         record: bool = False,
     ) -> Partial:
         """Trains a chunk of silos and returns their clipped sums; with `record`, their private losses too."""
-        out = Contributions(mechanisms, self.channel_sizes)
+        out = Contributions(mechanisms, self.channel_sizes, reveals=self.strategy.reveals)
         kept = self.strategy.kept(self.single.layout, instruction.round, instruction.tier)
         sent = kept if self.local is None else {}  # The silo's own noise leaves no number at zero.
         losses: list[float] = []

@@ -37,6 +37,7 @@ from strategies.experiment import Engine, Experiment
 from strategies.loading import load, parse
 from strategies.plugins import load_plugins
 from strategies.registry import STRATEGIES
+from strategies.schema import ConfigError
 
 torch.set_num_threads(1)
 
@@ -71,6 +72,23 @@ class Keepsake(Strategy):
 
     def aggregate(self, state, release, rng):
         return {"model": state["model"] + release.mean("delta")}
+
+
+@strategy("pool_median")
+@dataclass(frozen=True)
+class Median(Strategy):
+    """Sees single updates, and moves by their median."""
+
+    reveals = True
+
+    def local(self, silo, instruction):
+        return Update({"delta": silo.fit(instruction["model"]) - instruction["model"]})
+
+    def aggregate(self, state, release, rng):
+        seen = release.reveal()
+        if not seen.silos:
+            return state
+        return {"model": state["model"] + seen.channels["delta"].median(0).values}
 
 
 @strategy("pool_raises")
@@ -247,6 +265,17 @@ def test_two_workers_give_the_bits_of_this_process(place: Path, tmp_path: Path, 
         privacy={"silo": SILO, "audit": {"canaries": 5}},
     )
     same_with_workers(place, tmp_path, config, 2, plugins)
+
+
+def test_single_updates_are_seen_alike_from_two_workers_and_have_no_silo_level_price(
+    place: Path, tmp_path: Path, plugins: list[str]
+) -> None:
+    config = experiment(place, strategy="pool_median")
+    same_with_workers(place, tmp_path, config, 2, plugins)
+    claimed = go(config, tmp_path / "again", plugins=plugins).result["privacy"]["silo"]
+    assert claimed["epsilon_upper"] is None  # Infinite, which JSON cannot say.
+    with pytest.raises(ConfigError, match="pool_median sees single updates"):
+        go(experiment(place, strategy="pool_median", privacy={"silo": SILO, "audit": {"canaries": 5}}), tmp_path / "no")
 
 
 @pytest.mark.integration
