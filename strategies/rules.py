@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from strategies.clipping import AdaptiveClip, channel_problems
-from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train
+from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train, Wire
 from strategies.rules_audit import alone_rules, audited_rules, planted_rules
 from strategies.rules_example import budget_rules, lengths_rules, numbers_rules, steps_rules
 from strategies.words import spell
@@ -212,6 +212,13 @@ def _engine_rules(engine: Engine) -> Iterator[str]:
         yield f"engine.workers: found {engine.workers}, but only kind: pool uses it; remove it or use kind: pool"
 
 
+def _wire_rules(wire: Wire, privacy: Privacy) -> Iterator[str]:
+    if wire.feedback and wire.values == "float32":
+        yield "wire.feedback: found true, but float32 rounds nothing off; use values: float16, or feedback: false"
+    if wire.values != "float32" and privacy.local is not None:  # What travels is the noised update, clipped before it.
+        yield "wire.values: found 'float16', but with privacy.local a silo's noise is float32; use values: float32"
+
+
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("name",), _name_rules),
     (("data",), _data_rules),
@@ -235,6 +242,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("budget", "privacy"), _budget_rules),
     (("budget", "privacy", "data"), budget_rules),
     (("engine",), _engine_rules),
+    (("wire", "privacy"), _wire_rules),
 )
 
 

@@ -299,6 +299,20 @@ def test_a_run_can_change_its_engine_while_it_is_stopped(place: Path, tmp_path: 
         assert second.finish().result["model"] == whole["model"]
 
 
+def test_what_rounding_left_outlives_a_stop_and_another_engine(place: Path, tmp_path: Path) -> None:
+    config = experiment(place, wire={"values": "float16", "feedback": True})
+    whole = go(config, tmp_path / "whole").result
+    with ActiveRun(config, tmp_path / "run") as first:
+        train(first, stop=lambda: (tmp_path / "run" / "rounds.jsonl").exists())
+    with ActiveRun(on(config, kind="pool", workers=1), tmp_path / "run", resume=True) as second:
+        train(second)
+        assert second.finish().result["model"] == whole["model"]
+    for number, wire in enumerate(({"values": "float16"}, {})):
+        other = go(experiment(place, wire=wire), tmp_path / str(number)).result
+        assert other["model"]["sha256"] != whole["model"]["sha256"]
+        assert other["privacy"]["silo"] == whole["privacy"]["silo"]  # Clipped after it, so it costs nothing.
+
+
 def test_chunks_are_of_the_experiment_and_never_of_the_workers(place: Path) -> None:
     config = experiment(place)
     built = setup.model(config, build(config.data, seed=0))
