@@ -13,6 +13,7 @@ from client.dpsgd import DPSGD
 from client.examples import Shards
 from client.personal import PersonalStore
 from client.planted import Planted
+from client.rounding import Rounding
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
 from privacy import streams
@@ -45,6 +46,7 @@ class SiloHost:
         secret: their noise and batches come from the operating system, not from the seed.
         planted: canary examples of some silos, or None; needs `personal` to keep what becomes of them.
         local: how each silo protects its own update before it leaves, or None.
+        rounding: what crossing the link does to numbers; with feedback it needs `personal`.
     """
 
     def __init__(
@@ -64,8 +66,11 @@ class SiloHost:
         secret: bool = False,
         planted: Planted | None = None,
         local: LocalNoise | None = None,
+        rounding: Rounding = Rounding(),  # noqa: B008  # Frozen.
     ) -> None:
-        self.local = local
+        if rounding.feedback and personal is None:
+            raise ValueError("rounding: feedback needs a store of personal vectors to keep residuals in")
+        self.local, self.rounding = local, rounding
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
         self.shards, self.held_out, self.metric = shards, held_out, shape.metric
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
@@ -97,15 +102,17 @@ class SiloHost:
         record: bool = False,
     ) -> Partial:
         """Trains a chunk of silos and returns their clipped sums; with `record`, their private losses too."""
-        out = Contributions(mechanisms, self.channel_sizes)
+        out = Contributions(mechanisms, self.channel_sizes, reveals=self.strategy.reveals)
         kept = self.strategy.kept(self.single.layout, instruction.round, instruction.tier)
         sent = kept if self.local is None else {}  # The silo's own noise leaves no number at zero.
         losses: list[float] = []
         spoilt: list[int] = []
+        instruction = self.rounding.received(instruction)
         for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
             session = Session(self, group, instruction.round, record=record, training=True)
             update = self.strategy.local(session, instruction)
-            channels = update.channels
+            # Before any clip, so that no rounding makes a clipped update longer.
+            channels = self.rounding.sent(update.channels, session.state, self.channel_sizes)
             if self.local is not None:  # The last step on the silo's side: what follows is the server's.
                 channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
                 spoilt += broken
@@ -124,7 +131,7 @@ class SiloHost:
         if held_out is None:
             return Evaluation((), (), (), ())
         kept = [silo for silo in silos if int(held_out.sizes[silo]) > 0]
-        results = []
+        results, instruction = [], self.rounding.received(instruction)
         for silo in kept:
             session = Session(self, [silo], instruction.round, record=False, stacked=False)
             results.append(self.strategy.evaluate(session, instruction))

@@ -16,6 +16,7 @@ from torch import Tensor
 from privacy.adaptive import AdaptiveSum
 from privacy.mechanism import Mechanism
 from privacy.noise import NoiseSource
+from privacy.revealed import Revealed
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Partial:
         failures: updates refused.
         losses: mean training loss of each silo that reports one; private.
         votes: sums of the votes on clip norms, of the channels that have them; private.
+        revealed: the updates one by one, where the strategy must see them.
     """
 
     chunk: int
@@ -66,6 +68,7 @@ class Partial:
     failures: tuple[Failure, ...] = ()
     losses: tuple[float, ...] = ()
     votes: Mapping[str, float] = field(default_factory=dict)
+    revealed: Revealed | None = None
 
 
 @dataclass
@@ -75,10 +78,12 @@ class Contributions:
     Attributes:
         mechanisms: how each channel is bounded.
         sizes: channel to the length of its vectors.
+        reveals: keep the updates one by one, too.
     """
 
     mechanisms: Mapping[str, Mechanism]
     sizes: Mapping[str, int]
+    reveals: bool = False
     weight: float = 0.0
     arrived: int = 0
     clipped: int = 0
@@ -89,6 +94,7 @@ class Contributions:
     def __post_init__(self) -> None:
         self.sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in self.sizes.items()}
         self.votes = _no_votes(self.mechanisms)
+        self._seen: list[Revealed] = [Revealed.nobody(self.sizes)] if self.reveals else []
 
     def add(
         self,
@@ -113,6 +119,7 @@ class Contributions:
         weights = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).expand(len(silos))
         good = self._usable(norms, weights, silos)
         clipped = torch.zeros(len(silos), dtype=torch.bool)
+        seen: dict[str, Tensor] = {}
         for name, mechanism in self.mechanisms.items():
             vectors, norm = rows[name], norms[name]
             if not bool(good.all()):  # A zero factor would turn inf into NaN: bad rows leave the matrix.
@@ -120,8 +127,13 @@ class Contributions:
             factors = mechanism.factors(norm)
             self.sums[name] += (factors * weights[good]) @ vectors
             clipped[good] |= factors < 1.0
+            if self.reveals:
+                seen[name] = (factors.unsqueeze(-1) * vectors).float()
             if isinstance(mechanism, AdaptiveSum):  # Of whole updates: a weight makes none shorter.
                 self.votes[name] += float(mechanism.votes(norm).sum())
+        if self.reveals:
+            whose = tuple(silo for silo, usable in zip(silos, good.tolist()) if usable)
+            self._seen.append(Revealed(whose, weights[good], seen))
         self.weight += float(weights[good].sum())
         self.arrived += int(good.sum())
         self.clipped += int(clipped.sum())
@@ -170,6 +182,7 @@ class Contributions:
             failures=tuple(self.failures),
             losses=tuple(losses),
             votes=self.votes,
+            revealed=Revealed.join(self._seen) if self.reveals else None,
         )
 
 
@@ -199,12 +212,14 @@ class Release:
         divisors: channel to what a mean divides by.
         population: all silos of the federation, also those not asked.
         votes: channel to its released votes on the clip norm, where it adapts.
+        revealed: the updates one by one, for a strategy that declares `reveals`.
     """
 
     sums: Mapping[str, Tensor]
     divisors: Mapping[str, float]
     population: int
     votes: Mapping[str, float] = field(default_factory=dict)
+    revealed: Revealed | None = None
 
     def sum(self, channel: str) -> Tensor:
         """The released sum of a channel, `(N,)` float32."""
@@ -218,6 +233,16 @@ class Release:
         """
         return (self.sums[channel] / self.divisors[channel]).float()
 
+    def reveal(self) -> Revealed:
+        """The single updates of the round, in the order of the cohort.
+
+        Raises:
+            ValueError: the strategy did not say that it would look, so nobody charged for it.
+        """
+        if self.revealed is None:
+            raise ValueError("single updates are for a strategy that declares `reveals = True`; use sum or mean")
+        return self.revealed
+
 
 class Collector:
     """Takes the chunks of one round, in any order, and makes them a `Release`.
@@ -230,17 +255,25 @@ class Collector:
         sizes: channel to the length of its vectors.
         expected: the constant expected number of contributions (canaries included).
         population: silos of the federation.
+        reveals: the release shows the updates one by one, too.
     """
 
     def __init__(
-        self, mechanisms: Mapping[str, Mechanism], sizes: Mapping[str, int], *, expected: float, population: int
+        self,
+        mechanisms: Mapping[str, Mechanism],
+        sizes: Mapping[str, int],
+        *,
+        expected: float,
+        population: int,
+        reveals: bool = False,
     ) -> None:
-        self.mechanisms, self.expected, self.population = mechanisms, expected, population
+        self.mechanisms, self.expected, self.population, self.reveals = mechanisms, expected, population, reveals
         self.sums = {name: torch.zeros(sizes[name], dtype=torch.float64) for name in mechanisms}
         self.votes = _no_votes(mechanisms)
         self.tally = Tally()
         self._next = 0
         self._waiting: dict[int, Partial] = {}
+        self._seen: list[Revealed] = []
 
     def add(self, partial: Partial) -> None:
         """Takes the sums of one chunk; a chunk that came already is refused, so nothing counts twice."""
@@ -253,6 +286,8 @@ class Collector:
             for name, votes in ready.votes.items():
                 self.votes[name] += votes  # Halves: every order of adding them gives the same number.
             self.tally.add(ready)
+            if ready.revealed is not None:
+                self._seen.append(ready.revealed)
             self._next += 1
 
     def release(self, source: NoiseSource, *, stream: Sequence[int | str]) -> Release:
@@ -271,7 +306,11 @@ class Collector:
                 votes[name] = mechanism.count(self.votes[name], source, stream=(*stream, name, "votes"))
             exact = not mechanism.private and self.tally.weight > 0
             divisors[name] = self.tally.weight if exact else self.expected
-        return Release(sums, divisors, self.population, votes)
+        revealed = None
+        if self.reveals:
+            sizes = {name: total.numel() for name, total in self.sums.items()}
+            revealed = Revealed.join([Revealed.nobody(sizes), *self._seen])
+        return Release(sums, divisors, self.population, votes, revealed)
 
 
 @dataclass

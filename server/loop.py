@@ -266,7 +266,13 @@ def _train(
     strategy = training.strategy
     requests = by_tier(strategy, state, round_, cohort)
     sizes = strategy.channels(training.model.numel())
-    collector = Collector(training.mechanisms, sizes, expected=training.expected, population=link.population)
+    collector = Collector(
+        training.mechanisms,
+        sizes,
+        expected=training.expected,
+        population=link.population,
+        reveals=strategy.reveals,
+    )
     for partial in link.ask(requests, training.mechanisms, record=training.record):
         collector.add(partial)
     if collector.tally.failures and not collector.tally.arrived:

@@ -1347,6 +1347,24 @@ MUTANTS = (
         "correct=None if bool(mask.all()) else lambda w, g: g * mask",
         "correct=None",
     ),
+    Mutant(
+        "revealed: without the clip",
+        "privacy/release.py",
+        "seen[name] = (factors.unsqueeze(-1) * vectors).float()",
+        "seen[name] = vectors.float()",
+    ),
+    Mutant(
+        "revealed: everyone may look",
+        "client/host.py",
+        "reveals=self.strategy.reveals)",
+        "reveals=True)",
+    ),
+    Mutant(
+        "revealed: at the price of a sum",
+        "server/loop.py",
+        "    if strategy.reveals:\n",
+        "    if False:\n",
+    ),
 )
 
 

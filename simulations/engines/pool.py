@@ -23,7 +23,7 @@ from privacy.release import Failure, Partial
 from server.link import Request, chunks
 from simulations.data.federation import Federation
 from simulations.engines import setup
-from simulations.engines.exchange import SumSlots, instruction_path, shared_folder, write_instruction
+from simulations.engines.exchange import RowSlots, SumSlots, instruction_path, shared_folder, write_instruction
 from simulations.engines.wire import mechanisms_to_json
 from strategies.base import Evaluation, Instruction
 from strategies.codec import encode
@@ -73,13 +73,18 @@ class PoolLink:
         folder = Path(self._shared.name)
         federation.save(folder / "federation")
         self._folder = folder
-        self._slots = SumSlots(folder / "sums", slots=workers * SLOTS, sizes=experiment.strategy.channels(size))
+        sizes, slots = experiment.strategy.channels(size), workers * SLOTS
+        self._slots = SumSlots(folder / "sums", slots=slots, sizes=sizes)
+        self._rows = None
+        if experiment.strategy.reveals:
+            self._rows = RowSlots(folder / "rows", slots=slots, rows=self._chunk, sizes=sizes)
         self._personal = setup.personal_store(experiment, built, personal, silos=self.population)
         order = {
             "experiment": encode(experiment),
             "folder": str(folder),
             "personal": str(personal),
-            "slots": workers * SLOTS,
+            "slots": slots,
+            "rows": self._chunk,
             "plugins": list(plugins),
             "noise": None if noise is None else list(noise),
         }
@@ -115,6 +120,7 @@ class PoolLink:
                 failures=tuple(Failure(silo, reason) for silo, reason in answer["failures"]),
                 losses=tuple(answer["losses"]),
                 votes=answer["votes"],
+                revealed=None if self._rows is None else self._rows.take(answer["slot"], answer["revealed"]),
             )
 
     def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
