@@ -117,7 +117,7 @@ class SiloHost:
                 channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
                 spoilt += broken
             require_kept(update.channels, kept)
-            out.add(channels, update.weight, group, message(self.channel_sizes, sent))
+            out.add(channels, update.weight, group, message(self.channel_sizes, sent, self.rounding.values))
             if self.planted is not None and self.personal is not None:
                 self.planted.keep(session.changes, self.personal)
             losses += session.losses

@@ -37,6 +37,7 @@ from server.turns import Carried, Charges, charged, events
 from server.unchanged import unchanged
 from strategies.base import State, Strategy
 from strategies.layout import Layout
+from strategies.wire import Values
 
 UNIT = "silo"
 
@@ -91,6 +92,7 @@ class Training:
         watcher: looks at every released model, or None.
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
         admit: is given a round and its cohort; a round is reserved inside of what it returns, or stopped by it.
+        values: the type that numbers travel as; it decides how many bytes they are.
         carried: what turns and correlated noise remember from round to round.
         local: what being asked costs a silo whose update the server sees, where silos noise their own.
     """
@@ -116,6 +118,7 @@ class Training:
     ledgers: Sequence[Ledger] = ()
     admit: Callable[[int, Sequence[int]], AbstractContextManager[None]] = always
     local: LocalCharge | None = None
+    values: Values = "float32"
     carried: Carried = field(default=cast(Carried, None), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -289,7 +292,7 @@ def _train(
         training.watcher.see(before, strategy.predictor(state))
         phases.done("audit")
     row = {"round": round_, "cohort": len(cohort)} | counts(
-        collector.tally, training.mechanisms, requests, record=training.record
+        collector.tally, training.mechanisms, requests, record=training.record, values=training.values
     )
     return replace(training, mechanisms=advanced(training.mechanisms, release)), state, row
 

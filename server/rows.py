@@ -13,6 +13,7 @@ from privacy.mechanism import Mechanism
 from privacy.release import Tally
 from server.link import Request
 from strategies.traffic import message
+from strategies.wire import Values
 
 
 class Phases:
@@ -38,7 +39,12 @@ class Phases:
 
 
 def counts(
-    tally: Tally, mechanisms: Mapping[str, Mechanism], requests: Sequence[Request], *, record: bool
+    tally: Tally,
+    mechanisms: Mapping[str, Mechanism],
+    requests: Sequence[Request],
+    *,
+    record: bool,
+    values: Values = "float32",
 ) -> dict[str, Any]:
     """What may be said of the updates: counts always, private numbers only where they are recorded.
 
@@ -47,9 +53,11 @@ def counts(
         mechanisms: of the round, by channel.
         requests: what was sent to whom.
         record: whether private numbers may be shown.
+        values: the type that numbers travel as.
     """
     failures = Counter(failure.reason for failure in tally.failures)
-    down = [(message(request.instruction.sizes, request.instruction.kept), len(request.silos)) for request in requests]
+    asked = [(request.instruction, len(request.silos)) for request in requests]
+    down = [(message(instruction.sizes, instruction.kept, values), silos) for instruction, silos in asked]
     row: dict[str, Any] = {
         "arrived": tally.arrived,
         "failures": sum(failures.values()),

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from privacy.release import Message
+from strategies import wire
 
 
-def message(sizes: Mapping[str, int], kept: Mapping[str, int]) -> Message:
-    """The size of a message that holds some vectors.
+def message(sizes: Mapping[str, int], kept: Mapping[str, int], values: wire.Values = "float32") -> Message:
+    """The size of a message that holds some vectors, as `strategies.wire` writes them.
 
     Args:
         sizes: name to the length of the vector.
         kept: name to how many of its numbers travel; left out, all of them.
+        values: the type that numbers travel as.
     """
     numbers = {name: kept.get(name, size) for name, size in sizes.items()}
-    return Message(sum(numbers.values()), sum(4 * count for count in numbers.values()))
+    return Message(sum(numbers.values()), sum(wire.size(sizes[name], numbers[name], values) for name in sizes))
 
 
 def require_kept(channels: Mapping[str, Tensor], kept: Mapping[str, int]) -> None:

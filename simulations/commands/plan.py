@@ -68,11 +68,13 @@ def _bytes(experiment: Experiment, state: State, layout: Layout, population: int
     """Bytes of a message up and down in round 1, in the mean over silos of all tiers."""
     from strategies.traffic import message
 
-    strategy, noised, up, down = experiment.strategy, experiment.privacy.local is not None, 0, 0
+    strategy, values, up, down = experiment.strategy, experiment.wire.values, 0, 0
+    noised = experiment.privacy.local is not None  # Noise leaves no number at zero.
     for tier, silos in Counter(strategy.tier(silo) for silo in range(population)).items():
-        up += silos * message(strategy.channels(layout.size), {} if noised else strategy.kept(layout, 1, tier)).bytes
+        kept = {} if noised else strategy.kept(layout, 1, tier)
+        up += silos * message(strategy.channels(layout.size), kept, values).bytes
         instruction = strategy.instruct(state, 1, tier)
-        down += silos * message(instruction.sizes, instruction.kept).bytes
+        down += silos * message(instruction.sizes, instruction.kept, values).bytes
     return up / population, down / population
 
 

@@ -50,7 +50,7 @@ class Cell:
     """
 
     result: Mapping[str, Any] = field(default_factory=dict)
-    rounds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    rounds: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
     failed: str | None = None
     seconds: float = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulations.report.plots import Axis, Curve, plot
 from simulations.shipped import find
@@ -19,7 +19,7 @@ from simulations.studies.registry import Ask, study
 from strategies.experiment import Experiment
 from strategies.loading import load
 
-COLUMNS = ("accuracy", "bytes_up", "bytes_down", "parameters_up", "parameters_down")
+COLUMNS = ("accuracy", "variants", "bytes_up", "bytes_down", "parameters_up", "parameters_down")
 MB = 1e6
 
 
@@ -91,8 +91,24 @@ def experiment(config: str, name: str, seed: int, changes: Sequence[str]) -> Exp
 
 
 def accuracies(cells: Sequence[Cell]) -> list[float]:
-    """The final accuracy of every seed; NaN for a run that failed."""
+    """The final accuracy of every seed, of the model that silos are sent; NaN for a run that failed."""
+    return [curve(cell)[-1][1] if curve(cell) else math.nan for cell in cells]
+
+
+def whole(cells: Sequence[Cell]) -> list[float]:
+    """The same of all that the server holds, the numbers that did not travel included."""
     return [math.nan if cell.failed else float(cell.result["metrics"]["accuracy"]) for cell in cells]
+
+
+def curve(cell: Cell) -> list[tuple[int, float]]:
+    """(index of the round, accuracy of the model that silos are sent) of the rounds that were measured."""
+    served = []
+    for index, value in enumerate(cell.rounds.get("accuracy", ())):
+        variants = cell.rounds["variants"][index]
+        value = value if not variants else variants["sparse"]["accuracy"]
+        if value is not None:
+            served.append((index, float(value)))
+    return served
 
 
 def criteria(runs: Runs) -> list[Criterion]:
@@ -100,6 +116,7 @@ def criteria(runs: Runs) -> list[Criterion]:
     found = {name: accuracies(cells) for name, cells in runs.items()}
     few, dense, fixed = found["flasc_10"], found["dense"], found["fixed_10"]
     early = [at_parameters(all_, parameters(part)[-1]) for all_, part in zip(runs["dense"], runs["flasc_10"])]
+    unsent = "all that the server holds, less dense, accuracy"
     return [
         _less("FLASC 1/4 less dense, accuracy", "flasc.1", found["flasc_4"], dense, -0.02),
         _less("FLASC 1/10 less dense, accuracy", "flasc.2", few, dense, -0.03),
@@ -112,6 +129,8 @@ def criteria(runs: Runs) -> list[Criterion]:
         ),
         _less("FLASC 1/10 less fixed mask 1/10, accuracy", "flasc.4", few, fixed, 0.08),
         _less("FLASC 1/10 less dense at as many parameters sent, accuracy", "flasc.5", few, early, 0.10),
+        replace(_less(f"FLASC 1/4, {unsent}", "flasc.1", whole(runs["flasc_4"]), dense, -0.02), kind="goal"),
+        replace(_less(f"FLASC 1/10, {unsent}", "flasc.2", whole(runs["flasc_10"]), dense, -0.03), kind="goal"),
     ]
 
 
@@ -139,7 +158,7 @@ def parameters(cell: Cell) -> list[float]:
 def at_parameters(cell: Cell, most: float) -> float:
     """The last accuracy that was measured before more than `most` numbers were sent; NaN where there is none."""
     sent = parameters(cell)
-    seen = [value for value, total in zip(cell.rounds.get("accuracy", ()), sent) if value is not None and total <= most]
+    seen = [value for index, value in curve(cell) if sent[index] <= most]
     return seen[-1] if seen else math.nan
 
 
@@ -152,21 +171,23 @@ def ratios(runs: Runs, name: str, *, unit: str = "parameters") -> list[float]:
 
 def sheet(runs: Runs) -> Sheet:
     """Accuracy of the server's model and of what silos are sent, and what was sent."""
-    body = []
-    for name, cells in runs.items():
-        sent = [cell.result.get("metrics", {}).get("variants", {}).get("sparse", {}).get("accuracy") for cell in cells]
-        body.append(
-            (
-                METHODS[name].label,
-                told(accuracies(cells)),
-                told(sent) if None not in sent else "–",
-                f"{mean(ratios(runs, name)):.4f}",
-                f"{mean(ratios(runs, name, unit='bytes')):.4f}",
-                f"{mean([(cumulative(cell, 'bytes_up', 'bytes_down') or [math.nan])[-1] for cell in cells]) / MB:.2f}",
-            )
+    body = [
+        (
+            METHODS[name].label,
+            told(accuracies(cells)),
+            told(whole(cells)),
+            f"{mean(ratios(runs, name)):.4f}",
+            f"{mean(ratios(runs, name, unit='bytes')):.4f}",
+            f"{mean([(cumulative(cell, 'bytes_up', 'bytes_down') or [math.nan])[-1] for cell in cells]) / MB:.2f}",
         )
-    header = ("method", "accuracy", "of the model as sent", "parameters / dense", "bytes / dense", "MB")
-    remark = "Mean ± standard deviation over seeds, after the last round; what is sent counts both ways and all silos."
+        for name, cells in runs.items()
+    ]
+    header = ("method", "accuracy as sent", "of all that the server holds", "parameters / dense", "bytes / dense", "MB")
+    remark = (
+        "Mean ± standard deviation over seeds, after the last round. Criteria and figures are about the model as silos "
+        "are sent it: numbers that do not travel are trained by nobody, and Adam moves them all the same. What was "
+        "sent counts both ways and all silos."
+    )
     return Sheet("Accuracy and traffic", header, body, remark)
 
 
@@ -211,12 +232,10 @@ def _curves(runs: Runs, *, by_bytes: bool) -> list[Curve]:
             continue
         sent = [cumulative(cell, "bytes_up", "bytes_down") for cell in cells]
         points, widths = [], []
-        for index in range(len(cells[0].rounds["accuracy"])):
-            values = [cell.rounds["accuracy"][index] for cell in cells]
-            if None not in values:
-                at = mean([each[index] for each in sent]) / MB if by_bytes else index + 1
-                points.append((at, mean(values)))
-                widths.append(spread(values) or 0.0)
+        for seen in zip(*map(curve, cells)):
+            index, values = seen[0][0], [value for _, value in seen]
+            points.append((mean([each[index] for each in sent]) / MB if by_bytes else index + 1, mean(values)))
+            widths.append(spread(values) or 0.0)
         curves.append(Curve(label, points, widths))
     return curves
 
@@ -228,10 +247,8 @@ def rows(runs: Runs, seeds: Sequence[int]) -> list[dict[str, object]]:
         for seed, cell in zip(seeds, cells):
             row: dict[str, object] = {"method": name, "seed": seed, "failed": cell.failed, "seconds": cell.seconds}
             found.append(row | {"metrics": cell.result.get("metrics"), "sent": cell.result.get("communication")})
-            measured = [index for index, value in enumerate(cell.rounds.get("accuracy", ())) if value is not None]
             bytes_ = cumulative(cell, "bytes_up", "bytes_down")
             found[-1]["curve"] = [
-                {"round": index + 1, "accuracy": cell.rounds["accuracy"][index], "bytes": bytes_[index]}
-                for index in measured
+                {"round": index + 1, "accuracy": value, "bytes": bytes_[index]} for index, value in curve(cell)
             ]
     return found

@@ -26,6 +26,7 @@ from server.loop import BudgetSpent, Diverged, RoundResult, Training
 from server.odometer import Odometer
 from server.sampler import FullCohort, PoissonCohort, Sampler
 from server.store import RunStore, StoreError
+from strategies import wire
 from strategies.base import Evaluation, Instruction, State, Strategy
 from strategies.layout import Layout
 
@@ -336,10 +337,13 @@ def test_private_numbers_are_recorded_only_when_asked_for(run: Run, tmp_path: Pa
     assert torch.equal(strict.state["model"], research.state["model"])
 
 
-def test_bytes_are_four_a_number_both_ways(run: Run) -> None:
+def test_what_goes_down_is_counted_as_it_is_encoded_and_what_comes_up_as_the_link_says(run: Run) -> None:
     [result] = run.go(training(FullCohort(SILOS), mechanism=ExactSum(), rounds=1))
     assert result.row["parameters_up"] == result.row["parameters_down"] == SILOS * SIZE
-    assert result.row["bytes_up"] == result.row["bytes_down"] == 4 * SILOS * SIZE
+    assert result.row["bytes_up"] == 4 * SILOS * SIZE
+    assert result.row["bytes_down"] == SILOS * wire.size(SIZE, SIZE)
+    halves = training(FullCohort(SILOS), mechanism=ExactSum(), rounds=2, values="float16")
+    assert run.go(halves)[-1].row["bytes_down"] == SILOS * wire.size(SIZE, SIZE, "float16")
 
 
 def test_evaluation_is_due_every_so_many_rounds_and_at_the_end(run: Run) -> None:

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from privacy.release import Contributions
+from simulations.engines.local import LocalLink
 from simulations.running import run
+from strategies import wire
 from strategies.loading import parse
 from strategies.schema import ConfigError
 
@@ -45,6 +49,44 @@ def test_numbers_that_travel_are_counted_each_way(tmp_path: Path) -> None:
     assert sent["ratio"] == pytest.approx((65 + 162) / (2 * SIZE))
     assert sent["bytes_up"] < 3 * 6 * 4 * SIZE / 5
     assert sent["bytes_down"] < 3 * 6 * 4 * SIZE / 2
+
+
+@pytest.mark.parametrize("values", ["float32", "float16"])
+@pytest.mark.parametrize("strategy", [{"name": "flasc", "density_up": 0.1, "density_down": 0.6}, {"name": "fedavg"}])
+def test_the_bytes_of_a_run_are_those_of_its_messages(
+    strategy: dict[str, Any], values: wire.Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every update and every instruction is really encoded, decoded and measured on its way."""
+    crossed = {"up": 0, "down": 0}
+
+    def through(vector: Tensor, kept: int, way: str) -> Tensor:
+        data = wire.encode(vector, kept=kept, values=values)
+        crossed[way] += len(data)
+        return wire.decode(data, size=len(vector), kept=kept, values=values)
+
+    class Carried(Contributions):
+        def add(self, channels: Any, weight: Any, silos: Any, message: Any = None) -> None:
+            size = channels["delta"].shape[-1]
+            kept = size if strategy["name"] == "fedavg" else size // 10
+            rows = torch.stack([through(row, kept, "up") for row in channels["delta"].reshape(-1, size)])
+            assert torch.equal(rows.reshape(channels["delta"].shape), channels["delta"])
+            super().add({"delta": rows.reshape(channels["delta"].shape)}, weight, silos, message)
+
+    asked = LocalLink.ask
+
+    def ask(self: LocalLink, requests: Any, *rest: Any, **named: Any) -> Any:
+        for request in requests:
+            for _ in request.silos:
+                model = request.instruction["model"]
+                back = through(model, request.instruction.kept.get("model", len(model)), "down")
+                assert torch.equal(back, wire.rounded(model, values))
+        return asked(self, requests, *rest, **named)
+
+    monkeypatch.setattr("client.host.Contributions", Carried)
+    monkeypatch.setattr(LocalLink, "ask", ask)
+    experiment = config(strategy, wire={"values": values}, task={"name": "mlp", "hidden": [4]})
+    result = run(experiment, out=tmp_path / "run").result["communication"]
+    assert crossed == {"up": result["bytes_up"], "down": result["bytes_down"]}
 
 
 def test_tiers_are_asked_each_its_own_and_pool_and_local_agree(tmp_path: Path) -> None:
