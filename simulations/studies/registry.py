@@ -10,7 +10,7 @@ from simulations.studies.cells import Cells
 from simulations.studies.findings import Findings
 
 FIVE = (0, 1, 2, 3, 4)
-MODULES = ("flasc",)  # Of this folder; each registers its studies.
+MODULES = ("flasc", "mr_mtl")  # Of this folder; each registers its studies.
 
 
 @dataclass(frozen=True)
