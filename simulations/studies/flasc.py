@@ -51,6 +51,7 @@ METHODS: Mapping[str, Method] = {
     "flasc_16": Method("FLASC 1/16", sparse(1 / 16)),
     "fixed_10": Method("fixed mask 1/10", ("strategy.name=fixed_mask", "strategy.density=0.1")),
     "pruning": Method("gradual pruning", ("strategy.name=pruning",)),
+    "ffa": Method("FFA-LoRA", ("task.freeze=a",)),
     "rank_4": Method("rank 4", ("task.rank=4", "task.alpha=4"), drawn=False),
     "rank_1": Method("rank 1", ("task.rank=1", "task.alpha=1"), drawn=False),
     "flasc_tiers": Method("FLASC, tiers 1/16, 1/4, 1", ("strategy.name=flasc", TIERS), drawn=False),

@@ -15,7 +15,7 @@ whose deviation, were all alike, is 3.416; a GCSE average is counted from 6, a g
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
