@@ -264,4 +264,5 @@ def step(rule: Optimizer, state: Mapping[str, Tensor], update: Tensor) -> dict[s
     """
     slots = {name.removeprefix("server."): value for name, value in state.items() if name.startswith("server.")}
     model, slots = rule.apply(state["model"], update, slots)
-    return {**state, "model": model} | {f"server.{name}": value for name, value in slots.items()}
+    kept = {name: value.clone() for name, value in state.items() if name != "model" and not name.startswith("server.")}
+    return {**kept, "model": model} | {f"server.{name}": value for name, value in slots.items()}

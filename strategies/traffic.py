@@ -31,6 +31,8 @@ def require_kept(channels: Mapping[str, Tensor], kept: Mapping[str, int]) -> Non
     for name, count in kept.items():
         if name not in channels:
             raise ValueError(f"strategy: {name!r} is to travel, a channel that the update has not")
-        found = int((channels[name] != 0).sum(-1).max()) if channels[name].numel() else 0
+        rows = channels[name].reshape(-1, channels[name].shape[-1])
+        numbers = (rows != 0).sum(-1) * rows.isfinite().all(-1)  # What is not finite is refused by whoever sums it.
+        found = int(numbers.max()) if len(numbers) else 0
         if found > count:
             raise ValueError(f"strategy: channel {name!r} holds {found} numbers where {count} were to travel")

@@ -100,10 +100,8 @@ def encode(vector: Tensor, *, kept: int, values: Values = "float32") -> bytes:
     if vector.dim() != 1 or vector.dtype != torch.float32:
         raise ValueError(f"wire: must be a vector of float32, got {vector.dtype} of shape {tuple(vector.shape)}")
     chosen = form(len(vector), kept, values)
-    tag, dtype, _ = _TYPES[values]
-    floats = rounded(vector.detach().cpu(), values).numpy().astype(dtype)
-    header = HEADER.pack(MAGIC, VERSION, FORMS.index(chosen) + 16 * tag, len(vector), kept)
-    return header + pack(chosen, _bits(floats, values), kept)
+    header = HEADER.pack(MAGIC, VERSION, FORMS.index(chosen) + 16 * _TYPES[values][0], len(vector), kept)
+    return header + pack(chosen, bits(vector, values), kept)
 
 
 def decode(data: bytes | bytearray | memoryview, *, size: int, kept: int, values: Values = "float32") -> Tensor:
@@ -126,6 +124,17 @@ def decode(data: bytes | bytearray | memoryview, *, size: int, kept: int, values
         raise Malformed(f"wire: found {len(data)} bytes where {expected} were expected")
     bits = unpack(chosen, np.frombuffer(data, dtype=np.uint8, offset=HEADER.size), size, kept, values)
     return torch.from_numpy(bits.view(dtype).astype(np.float32))
+
+
+def bits(vector: Tensor, values: Values) -> NDArray[Any]:
+    """What travels of each number of a float32 vector: its bits `(N,)`, unsigned, after rounding.
+
+    Of float32 they are kept as they are; of float16 every NaN is alike, since conversions change their bits.
+    """
+    _, dtype, unsigned = _TYPES[values]
+    floats = rounded(vector.detach().cpu(), values).numpy().astype(dtype)
+    found = floats.view(unsigned)
+    return np.where(np.isnan(floats), unsigned.type(NAN), found) if values == "float16" else found
 
 
 def pack(form: str, bits: NDArray[Any], kept: int) -> bytes:
@@ -173,12 +182,6 @@ def _travelling(bits: NDArray[Any], kept: int) -> Indices:
     if missing:
         chosen[np.flatnonzero(~chosen)[:missing]] = True
     return np.flatnonzero(chosen)
-
-
-def _bits(floats: NDArray[Any], values: Values) -> NDArray[Any]:
-    """The bits of float32 as they are; of float16 every NaN alike, since conversions change their bits."""
-    bits = floats.view(_TYPES[values][2])
-    return np.where(np.isnan(floats), bits.dtype.type(NAN), bits) if values == "float16" else bits
 
 
 def _check_halves(sent: NDArray[Any]) -> None:

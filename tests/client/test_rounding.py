@@ -113,6 +113,14 @@ def test_silos_read_the_instruction_as_decoding_it_would(stacked: bool) -> None:
     assert torch.equal(half, 2 * decoded.double())
 
 
+@both
+def test_silos_train_from_what_they_read(stacked: bool) -> None:
+    # Read as 1 + 4 x 2^-12, times 6 a tie between 6 + 16 and 6 + 32 of these, to even. Unread, 6 + 18 would be 6 + 16.
+    host = hosted(Echo(by_rows=True), HALF, stacked=stacked)
+    found = host.contribute(ask(torch.full((SIZE,), 1 + 3 * STEP)), [0], EXACT, chunk=0).sums["delta"]
+    assert found.tolist() == [6 + 32 * STEP] * SIZE
+
+
 def test_silos_are_evaluated_on_what_they_read() -> None:
     model, host = torch.linspace(-3, 3, SIZE), hosted(Echo(), HALF, held_out=True)
     exact = hosted(Echo(), Rounding(), held_out=True)

@@ -174,11 +174,12 @@ def test_what_is_sent_is_what_was_declared(strategy: Strategy, stacked: bool, fo
     world, size = World(strategy, stacked, folder), model().numel()
     declared = strategy.channels(size)
     instruction = strategy.instruct(world.start(), 1)
-    group = [0, 2, 3] if stacked else [2]
+    together = world.host.stack is not None
+    group = [0, 2, 3] if together else [2]
     update = strategy.local(Session(world.host, group, 1, record=False), instruction)
     assert update.channels.keys() == declared.keys()
     for name, length in declared.items():
-        assert tuple(update.channels[name].shape) == ((3, length) if stacked else (length,))
+        assert tuple(update.channels[name].shape) == ((3, length) if together else (length,))
         assert update.channels[name].is_floating_point()
         assert not update.channels[name].requires_grad
     weights = torch.as_tensor(update.weight)

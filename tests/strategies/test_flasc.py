@@ -23,6 +23,9 @@ from strategies.optimizers import SGD, Adam
 from strategies.pruning import FixedMask, Pruning
 from strategies.rank_tiers import RankTiers, first_ranks
 from strategies.sparse import largest, portion
+from strategies.tasks import Shape, initial
+from strategies.tasks.dense import MLP
+from strategies.tasks.lora import LoRA
 
 RNG = torch.Generator()
 FLAT = Layout(("weight",), ((6,),))
@@ -336,3 +339,24 @@ def test_the_first_round_of_a_mask_is_dense_although_b_is_zero() -> None:
         state = turn(strategy, state, 1, [One(to(torch.tensor([1.0, 0.0, 9.0, 8.0, 0.0, 0.0])))])
         assert state["model"].tolist() == [1.0, 0.0, 9.0, 8.0, 0.0, 0.0]
         assert strategy.instruct(state, 2).kept == {"model": 3}
+
+
+def test_f10_with_a_frozen_the_mean_of_products_is_the_product_of_means() -> None:
+    shape, rng = Shape((5,), 3), torch.Generator().manual_seed(3)
+    for freeze, exact in (("a", True), ("none", False)):
+        module, start = initial(LoRA(base=MLP((7,)), rank=2, alpha=2.0, dropout=0.0, freeze=freeze), shape, seed=1)  # type: ignore[arg-type]
+        layout = Layout.of(module)
+        assert any("lora_A" in name for name in layout.names) != exact
+        silos = [start + torch.randn(start.shape, generator=rng) for _ in range(4)]
+
+        def product(vector: Tensor, module: torch.nn.Module = module, layout: Layout = layout) -> Tensor:
+            layout.load(module, vector)
+            parts = dict(module.named_parameters())
+            (a,), (b,) = (
+                [part.detach() for name, part in parts.items() if key in name] for key in ("lora_A", "lora_B")
+            )
+            return b @ a
+
+        mean = torch.stack([product(silo) for silo in silos]).mean(0)
+        error = float((product(torch.stack(silos).mean(0)) - mean).abs().max())
+        assert error <= 1e-6 if exact else error > 1e-2

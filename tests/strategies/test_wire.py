@@ -332,7 +332,7 @@ def test_dense_messages_hold_no_more_numbers_than_may_travel() -> None:
     ],
 )
 def test_a_broken_entropy_code_is_refused(change: Any, problem: str) -> None:
-    mask = np.arange(0, 4000, 4)  # Spread evenly: words are left over, as zeros.
+    mask = np.arange(0, 4000, 4)
     data = Entropy().pack(mask, 4000)
     states, words = np.frombuffer(data[:8], "<u8"), np.frombuffer(data[8:], "<u4")
     states, words = change(states.astype(np.uint64), words.astype(np.uint32))
@@ -340,6 +340,26 @@ def test_a_broken_entropy_code_is_refused(change: Any, problem: str) -> None:
     assert len(broken) == len(data)
     with pytest.raises(ValueError, match=problem):
         Entropy().unpack(np.frombuffer(broken, np.uint8), 4000, 1000)
+
+
+def test_words_that_no_lane_takes_are_zeros() -> None:
+    frequencies, bound = _frequencies(8000, 1000), _words(8000, 1000)
+    shorter = [each for each in patterns(8000, 1000) if len(_write(bitmap(each, 8000), frequencies, 1)[1]) < bound]
+    assert shorter
+    for mask in shorter:
+        data = np.frombuffer(Entropy().pack(mask, 8000), np.uint8).copy()
+        assert not data[-4:].any()
+        data[-1] = 1
+        with pytest.raises(ValueError, match="does not end where it started"):
+            Entropy().unpack(data, 8000, 1000)
+
+
+@pytest.mark.parametrize("shape", MESSAGES)
+def test_a_message_of_another_length_is_refused(shape: tuple[int, int]) -> None:
+    whole = message_of(*shape, "float32", 2)
+    for data in [whole + bytes(more) for more in range(1, 10)] + [whole[:end] for end in range(12, len(whole))]:
+        with pytest.raises(ValueError, match=rf"^wire: found {len(data)} bytes where {len(whole)} were expected$"):
+            wire.decode(data, size=shape[0], kept=shape[1])
 
 
 @pytest.mark.parametrize("field", [4, 8])
