@@ -1272,8 +1272,8 @@ MUTANTS = (
     Mutant(
         "the grid forgives an upper end below the truth",
         "simulations/studies/accountant_grid.py",
-        'all(row["upper"] >= row["reference_lower"] for row in known)',
-        'any(row["upper"] >= row["reference_lower"] for row in known)',
+        'sum(not row["upper"] >= row["reference_lower"] for row in known)',
+        'sum(row["upper"] < 0.5 * row["reference_lower"] for row in known)',
     ),
     Mutant(
         "sparse: noise only where something was sent",

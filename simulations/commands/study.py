@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +85,8 @@ def _asked(args: argparse.Namespace, studies: dict[str, Study]) -> tuple[Study, 
     if problems:
         raise ConfigError(problems)
     study = studies[args.study]
+    if args.seeds is not None and not study.seeds:
+        raise ConfigError([f"--seeds: {study.name} draws nothing, so it has none; remove it"])
     if args.seeds is not None:
         return study, tuple(seeds_of(args.seeds))
     return study, study.quick_seeds if args.quick else study.seeds
@@ -122,12 +125,15 @@ def _run(args: argparse.Namespace, study: Study, seeds: tuple[int, ...], folder:
     try:
         with Interrupt() as interrupt:
             cells = Cells(folder, workers=args.workers, stop=interrupt.asked, say=say, plugins=args.plugins)
-            findings = study.run(Ask(args.quick, seeds, cells, say))
+            findings = study.run(Ask(args.quick, seeds, cells, say, interrupt.asked))
     except (Stopped, KeyboardInterrupt):
         again = f"confide study {study.name} {' '.join(_options(args, folder))}"
         print(f"confide: interrupted; what was done is kept, go on with: {again}", file=sys.stderr)
         return None
-    say(f"{cells.computed} cells computed, {cells.recalled} read from {cells.folder}")
+    if cells.computed + cells.recalled:
+        say(f"{cells.computed} cells computed, {cells.recalled} read from {cells.folder}")
+    if len(seeds) < len(study.seeds):
+        findings = replace(findings, skipped=[*findings.skipped, f"seeds: {len(seeds)} of {len(study.seeds)}"])
     return findings, time.monotonic() - before
 
 

@@ -15,7 +15,7 @@ from simulations.report.axes import Point, thin, tick_labels, ticks
 from simulations.report.markup import Html, Value, element
 
 WIDTH, HEIGHT = 480, 260  # Of the picture, and of the field between its axes.
-LEFT, RIGHT, TOP = 54, 14, 48
+LEFT, RIGHT, TOP = 54, 26, 48  # Margins; on the right there is room for half of a tick's label.
 LEGEND_ROW, LEGEND_COLUMNS = 18, 2
 POINTS = 80  # Of a curve, at most.
 COLOURS = 8

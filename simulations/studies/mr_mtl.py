@@ -91,7 +91,6 @@ def mr_mtl(ask: Ask) -> Findings:
         "data: hsb82, chem97",
         "epsilon: 1, 4, and no privacy",
         f"lambda: {LAMBDAS[0]:g} and {LAMBDAS[-1]:g}; rates {RATES[0]:g} and {RATES[-1]:g}",
-        f"seeds: {len(ask.seeds)}",
     ]
     return Findings(
         criteria=[claim for data in grid.data for claim in claims(grid, data)],

@@ -196,7 +196,7 @@ def figures(grid: Grid, about: Mapping[str, str]) -> list[Figure]:
     found = []
     for data in grid.data:
         curves = [_curve(grid, data, epsilon) for epsilon in grid.epsilons]
-        under = f"{about[data]}; mean and standard error of {len(grid.seeds)} seeds"
+        under = f"{about[data]}; mean ± standard error, {len(grid.seeds)} seeds"
         path, error = Axis("pull lambda", marks=marks), Axis("squared error, own test rows")
         drawn = [curve for curve in curves if curve.points]
         if drawn:

@@ -109,12 +109,14 @@ def shown(criterion: Criterion) -> tuple[str, str, str]:
 
 
 def _left_out(findings: Findings) -> Html:
-    parts: list[Html] = []
-    for title, lines in (("Know before you trust", findings.notes), ("Left out", findings.skipped)):
-        if lines:
-            parts.append(element("h2", {}, title))
-            parts.append(element("ul", {}, *(element("li", {}, line) for line in lines)))
-    return element("section", {}, *parts) if parts else join([])
+    titles = (("Know before you trust", findings.notes), ("Left out", findings.skipped))
+    return join(
+        element(
+            "section", {}, element("h2", {}, title), element("ul", {}, *(element("li", {}, line) for line in lines))
+        )
+        for title, lines in titles
+        if lines
+    )
 
 
 def _figures(figures: Sequence[Figure]) -> Html:

@@ -6,11 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from simulations.studies.cells import Cells
+from simulations.studies.cells import Cells, Stopped
 from simulations.studies.findings import Findings
 
 FIVE = (0, 1, 2, 3, 4)
-MODULES = ("flasc", "mr_mtl")  # Of this folder; each registers its studies.
+MODULES = (
+    "accountant_grid",
+    "alarm",
+    "canary_cost",
+    "flasc",
+    "iterates",
+    "mr_mtl",
+    "one_shot_table",
+)  # Of this folder; each registers its studies.
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,23 @@ class Ask:
         seeds: of its runs.
         cells: runs experiments, and remembers those that were done.
         say: prints a line of progress.
+        stop: whether a signal came.
     """
 
     quick: bool
     seeds: tuple[int, ...]
     cells: Cells
     say: Callable[[str], None]
+    stop: Callable[[], bool] = lambda: False
+
+    def go_on(self) -> None:
+        """Between two long pieces of work: ends the study where a signal came.
+
+        Raises:
+            Stopped: one did.
+        """
+        if self.stop():
+            raise Stopped
 
 
 @dataclass(frozen=True)
@@ -37,7 +56,7 @@ class Study:
     Attributes:
         name: what `confide study` calls it.
         about: one line for people.
-        seeds: of the whole study.
+        seeds: of the whole study; empty where nothing is drawn.
         quick_seeds: of the quick one.
         run: does it.
     """

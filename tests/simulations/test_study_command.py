@@ -104,7 +104,7 @@ def test_json_stands_alone_on_stdout_and_has_the_keys_that_were_promised(
     assert said["criteria"][1] == good | {
         **{"spec_id": "t.2", "kind": "goal", "measured": None, "spread": None, "passed": False}
     }
-    assert (said["study"], said["skipped"], said["seeds"]) == ("probe", ["half of it"], [7])
+    assert (said["study"], said["skipped"], said["seeds"]) == ("probe", ["half of it", "seeds: 1 of 3"], [7])
     assert (asked[0].quick, asked[0].seeds) == (True, (7,))
     assert json.loads((out / "study.json").read_text()).items() >= said.items()
 
