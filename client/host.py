@@ -20,7 +20,7 @@ from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Evaluation, Instruction, Strategy
+from strategies.base import Correction, Evaluation, Instruction, Split, Strategy
 from strategies.experiment import Train
 from strategies.tasks import Shape, Task, evaluate
 
@@ -35,7 +35,8 @@ class SiloHost:
         shape: what the model fits.
         train: the experiment's training section.
         shards: training rows.
-        held_out: rows each silo keeps for evaluation, or None.
+        held_out: rows each silo keeps to test on, or None.
+        validation: rows each silo keeps to choose with, or None.
         seed: of the experiment.
         stacked: train whole chunks at once where the task says how.
         personal: personal vectors, or None for a strategy without.
@@ -58,6 +59,7 @@ class SiloHost:
         seed: int,
         stacked: bool,
         personal: PersonalStore | None,
+        validation: Shards | None = None,
         examples: Sequence[NoisySteps] | None = None,
         secret: bool = False,
         planted: Planted | None = None,
@@ -65,7 +67,8 @@ class SiloHost:
     ) -> None:
         self.local = local
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
-        self.shards, self.held_out, self.metric = shards, held_out, shape.metric
+        self.shards, self.metric = shards, shape.metric
+        self.held_out: Mapping[Split, Shards | None] = {"test": held_out, "validation": validation}
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
         self.single = SingleTrainer(module, task, train)
         chain = task.stack(shape) if stacked else None
@@ -113,15 +116,19 @@ class SiloHost:
             self.personal.forget([failure.silo for failure in out.failures] + spoilt)
         return out.partial(chunk, losses)
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
-        """Evaluates what silos are served, each on its own held-out rows."""
-        held_out = self.held_out
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
+        """Evaluates what silos are served, each on its own held-out rows; see `server.link.Link`."""
+        held_out = self.held_out[split]
         if held_out is None:
             return Evaluation((), (), (), ())
         kept = [silo for silo in silos if int(held_out.sizes[silo]) > 0]
         results = []
         for silo in kept:
-            session = Session(self, [silo], instruction.round, record=False, stacked=False)
+            session = Session(self, [silo], instruction.round, record=False, stacked=False, split=split)
+            if fresh and self.personal is not None:
+                session.state = self.personal.unwritten([silo])
             results.append(self.strategy.evaluate(session, instruction))
         return Evaluation(
             tuple(kept),
@@ -143,10 +150,11 @@ class Session:
         record: bool,
         stacked: bool | None = None,
         training: bool = False,
+        split: Split = "test",
     ) -> None:
         self._host, self._silos, self._record, self._round = host, list(silos), record, round_
         self._stacked = (host.stack is not None) if stacked is None else stacked
-        self._fits, self._training = 0, training
+        self._fits, self._training, self._split = 0, training, split
         self.losses: list[float] = []
         self.changes: dict[int, Tensor] = {}
         self.state: MutableMapping[str, Tensor] = (
@@ -203,9 +211,10 @@ class Session:
         host = self._host
         if host.dpsgd is not None and self._training:
             raise ValueError("privacy.example: an update must not depend on held-out rows, which nobody paid for")
-        if host.held_out is None:
-            raise ValueError("data.test: 0 leaves no held-out rows to evaluate on; set it above 0")
-        rows = host.held_out.silo(self._silos[0])
+        held_out = host.held_out[self._split]
+        if held_out is None:
+            raise ValueError(f"data.{self._split}: 0 leaves no held-out rows to evaluate on; set it above 0")
+        rows = held_out.silo(self._silos[0])
         result = evaluate(host.task, host.single.module, host.single.layout, model, rows.features, rows.targets)
         return {name: torch.tensor(value) for name, value in result.items()}
 

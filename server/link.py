@@ -7,7 +7,7 @@ from typing import Protocol
 
 from privacy.mechanism import Mechanism
 from privacy.release import Partial
-from strategies.base import Evaluation, Instruction
+from strategies.base import Evaluation, Instruction, Split
 
 
 class Link(Protocol):
@@ -27,8 +27,17 @@ class Link(Protocol):
         """
         ...
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
-        """How silos are served on their own held-out rows; private numbers."""
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
+        """How silos are served on their own held-out rows; private numbers.
+
+        Args:
+            instruction: what they are served with.
+            silos: which ones.
+            split: which of the held-out rows.
+            fresh: as if none of them had ever been asked: no personal state.
+        """
         ...
 
     def stage(self) -> None:

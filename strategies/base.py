@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from privacy.release import Release
 
 State = Mapping[str, Tensor]
 Correction = Callable[[Tensor, Tensor], Tensor]
+Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)

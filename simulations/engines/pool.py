@@ -24,7 +24,7 @@ from simulations.data.federation import Federation
 from simulations.engines import setup
 from simulations.engines.exchange import SumSlots, shared_folder, write_instruction
 from simulations.engines.wire import mechanisms_to_json
-from strategies.base import Evaluation, Instruction
+from strategies.base import Evaluation, Instruction, Split
 from strategies.codec import encode
 from strategies.experiment import Experiment
 
@@ -117,9 +117,12 @@ class PoolLink:
                 votes=answer["votes"],
             )
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         """Evaluates silos on their held-out rows, spread over the workers."""
-        common = {"do": "evaluate", "instruction": write_instruction(self._instruction, instruction)}
+        sent = write_instruction(self._instruction, instruction)
+        common = {"do": "evaluate", "instruction": sent, "split": split, "fresh": fresh}
         parts = [list(silos[at : at + self._chunk]) for at in range(0, len(silos), self._chunk)]
         answers = list(self._spread([common | {"chunk": number, "silos": part} for number, part in enumerate(parts)]))
         answers.sort(key=lambda answer: int(answer["chunk"]))

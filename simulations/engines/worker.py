@@ -62,7 +62,7 @@ def _serve(host: SiloHost, slots: SumSlots, path: Path, order: dict[str, Any]) -
     instruction = read_instruction(path, order["instruction"])
     answer: dict[str, Any] = {"chunk": order["chunk"], "slot": order["slot"]}
     if order["do"] == "evaluate":
-        result = host.evaluate(instruction, order["silos"])
+        result = host.evaluate(instruction, order["silos"], split=order["split"], fresh=order["fresh"])
         return answer | {"silos": result.silos, "rows": result.rows, "loss": result.loss, "score": result.score}
     partial = host.contribute(
         instruction,

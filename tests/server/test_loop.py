@@ -25,7 +25,7 @@ from server.loop import BudgetSpent, Diverged, RoundResult, Training
 from server.odometer import Odometer
 from server.sampler import FullCohort, PoissonCohort, Sampler
 from server.store import RunStore, StoreError
-from strategies.base import Evaluation, Instruction, State, Strategy
+from strategies.base import Evaluation, Instruction, Split, State, Strategy
 
 torch.set_num_threads(1)
 
@@ -63,7 +63,9 @@ class Echo:
             sums.add({"delta": torch.full((SIZE,), self.update(silo, instruction.round))}, 1.0, [silo])
             yield sums.partial(chunk, [0.5] if record else [])
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         return Evaluation((), (), (), ())
 
     def stage(self) -> None:
