@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from client.batches import Plan, plan
+from client.descent import beside
 from client.dpsgd import DPSGD
 from client.examples import Shards
 from client.personal import PersonalStore
 from client.planted import Planted
+from client.queries import Queries
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
 from privacy import streams
@@ -20,7 +22,7 @@ from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Evaluation, Instruction, Split, Strategy
+from strategies.base import Correction, Evaluation, Instruction, Penalty, Rows, Split, Strategy
 from strategies.experiment import Train
 from strategies.tasks import Shape, Task, evaluate
 
@@ -86,6 +88,7 @@ class SiloHost:
                 secret=secret,
                 planted=planted,
             )
+        self.queries = Queries(strategy.queries, self.single, private=examples is not None, seed=seed, secret=secret)
         self.channel_sizes = strategy.channels(self.single.layout.size)
 
     def contribute(
@@ -155,6 +158,7 @@ class Session:
         self._host, self._silos, self._record, self._round = host, list(silos), record, round_
         self._stacked = (host.stack is not None) if stacked is None else stacked
         self._fits, self._training, self._split = 0, training, split
+        self._asked: set[str] = set()
         self.losses: list[float] = []
         self.changes: dict[int, Tensor] = {}
         self.state: MutableMapping[str, Tensor] = (
@@ -167,14 +171,35 @@ class Session:
         sizes = torch.from_numpy(self._host.sizes[self._silos]).float()
         if self._host.dpsgd is not None:
             sizes = torch.tensor([float(self._host.dpsgd.silos[silo].rows) for silo in self._silos])
-        return sizes if self._stacked else sizes[0]
+        return self._shaped(sizes)
 
-    def fit(self, start: Tensor, *, correct: Correction | None = None) -> Tensor:
+    @property
+    def index(self) -> Tensor:
+        """Which silo, `()` or `(silos,)` int64."""
+        return self._shaped(torch.tensor(self._silos, dtype=torch.int64))
+
+    @property
+    def step_noise(self) -> Tensor:
+        """Std of the noise in one number of a step's gradient, `()` or `(silos,)` float32."""
+        dpsgd = self._host.dpsgd
+        stds = [0.0 if dpsgd is None else dpsgd.silos[silo].std for silo in self._silos]
+        return self._shaped(torch.tensor(stds, dtype=torch.float32))
+
+    @property
+    def train(self) -> Train:
+        """The experiment's training section."""
+        return self._host.train
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        return values if self._stacked else values[0]
+
+    def fit(self, start: Tensor, *, correct: Correction | None = None, penalty: Penalty | None = None) -> Tensor:
         """Trains from `start`; see `strategies.base.Silo.fit`."""
         host = self._host
         if host.dpsgd is not None:
-            return self._private_fit(host.dpsgd, start, correct)
+            return self._private_fit(host.dpsgd, start, correct, penalty)
         batches, keys = self._plan()
+        correct = beside(correct, penalty)
         self._fits += 1
         trainer: SingleTrainer | StackedTrainer
         if self._stacked and host.stack is not None:
@@ -187,7 +212,7 @@ class Session:
         trainer.losses = []
         return trained
 
-    def _private_fit(self, dpsgd: DPSGD, start: Tensor, correct: Correction | None) -> Tensor:
+    def _private_fit(self, dpsgd: DPSGD, start: Tensor, correct: Correction | None, penalty: Penalty | None) -> Tensor:
         host = self._host
         trained, losses = dpsgd.fit(
             start,
@@ -198,6 +223,7 @@ class Session:
             round_=self._round,
             fit=self._fits,
             correct=correct,
+            penalty=penalty,
             record=self._record,
         )
         self._fits += 1
@@ -205,6 +231,29 @@ class Session:
         if host.planted is not None:
             host.planted.see(self.changes, self._silos, start, trained)
         return trained
+
+    def query(self, name: str, models: Tensor, *, rows: Rows) -> Tensor:
+        """A sum over the silo's training rows; see `strategies.base.Silo.query`.
+
+        Raises:
+            ValueError: not declared, or asked in this round already: nobody paid for it.
+        """
+        host = self._host
+        if name not in host.queries.declared or name in self._asked:
+            raise ValueError(
+                f"query {name!r} was not declared, or was asked in this round already; declare it once more"
+            )
+        if host.dpsgd is not None and not self._training:
+            raise ValueError(f"query {name!r}: nobody pays for it outside of a round; ask it in `local`")
+        self._asked.add(name)
+        each = models.expand(len(self._silos), *models.shape[-2:])
+        answers = [
+            host.queries.answer(name, silo, self._round, host.shards.silo(silo), own, rows)
+            for silo, own in zip(self._silos, each)
+        ]
+        if not answers:  # A stack of no silos at all.
+            return torch.zeros(0, host.queries.declared[name].size)
+        return self._shaped(torch.stack(answers))
 
     def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:
         """Loss and score on the silo's held-out rows; see `strategies.base.Silo.evaluate`."""
