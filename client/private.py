@@ -68,7 +68,7 @@ class PrivateTrainer:
             torch.manual_seed(key)
             for step in range(plan.steps):
                 batch = rows.select(plan.rows[0, step, : int(plan.counts[0, step])])
-                sums, losses = self._total(layout_of_images(batch.features), batch.targets, steps, penalty)
+                sums, losses = self._total(batch.features, batch.targets, steps, penalty)
                 descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))
                 seen.append(losses)
         if record:
@@ -79,8 +79,10 @@ class PrivateTrainer:
         self, features: Tensor, targets: Tensor, steps: NoisySteps, penalty: Penalty | None
     ) -> tuple[list[Tensor], Tensor]:
         if penalty is None:
-            return self.sums.total(features, targets, steps)
-        if self._written is None:  # A penalty meets gradients that are written out, which only hooks do.
+            return self.sums.total(layout_of_images(features), targets, steps)
+        # A penalty meets gradients that are written out, which only hooks do; those of a convolution go wrong with
+        # channels last, and are then refused.
+        if self._written is None:
             self._written = ExampleSums(self._module, self.sums.task, hooks=True)
             self._views(self._written)
         pull = self.layout.unflatten(penalty(self.weights))

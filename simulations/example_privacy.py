@@ -111,6 +111,7 @@ def plan(experiment: Experiment, population: int) -> ExamplePlan | None:
         assert example.epsilon is not None  # The rules ask for one of the two.
         wanted = list(zip(_spread(example.epsilon, population), rows))
         asked = tuple(Repeated(query, experiment.rounds) for query in queries)
+        _require_room(asked, min(example.epsilon), example.delta)
         least = {each: _least_noise(example, *each, steps * experiment.rounds, asked) for each in set(wanted)}
         noise = tuple(least[each] for each in wanted)
     silos = noisy_steps(example, noise)
@@ -163,6 +164,18 @@ def _least_noise(example: ExamplePrivacy, target: float, rows: int, steps: int, 
         return _beside(NoisySteps(example.clip_norm, noise, example.batch, rows).event(steps), queries)
 
     return noise_multiplier_for(target, example.delta, build, neighbours="add_remove")
+
+
+def _require_room(asked: tuple[Event, ...], target: float, delta: float) -> None:
+    """Queries have a price of their own, and steps need what they leave of an epsilon."""
+    alone = upper_epsilon(Composed(asked), delta, neighbours=NEIGHBOURS) if asked else 0.0
+    if not alone < target:
+        raise ConfigError(
+            [
+                f"privacy.example.epsilon: {target:g} is less than the {alone:.4g} that the strategy's queries cost "
+                "alone; raise it, or make them cheaper (strategy ifca: choice_epsilon)"
+            ]
+        )
 
 
 def _beside(steps: Event, queries: tuple[Event, ...]) -> Event:

@@ -35,7 +35,7 @@ class IFCA(Strategy):
 
     clusters: int = key(2, at_least=2, help="models to choose from")
     lam: float | None = key(None, at_least=0.0, help="pull of each silo's own model towards its cluster's; null: IFCA")
-    choice_epsilon: float = key(0.5, above=0, help="privacy.example: of each choice, one a round; beside the steps")
+    choice_epsilon: float = key(0.1, above=0, help="privacy.example: of each choice, one a round; beside the steps")
     choice_clip: float = key(1.0, above=0, help="privacy.example: largest norm of how one row's losses differ")
     apart: float = key(0.1, above=0, help="std that sets the models apart at the start, all but the first")
 

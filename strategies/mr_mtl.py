@@ -40,10 +40,7 @@ class MRMTL(Strategy):
     proximal: Literal["outside", "inside"] = key(
         "outside", help="the pull acts after the noise, or in every example's gradient before it is clipped"
     )
-    warmup: int = key(10, at_least=1, help="lam: auto: rounds without a pull, which show how far silos are apart")
-    curvature: float = key(
-        1.0, above=0, help="lam: auto: typical curvature of a silo's loss; 1: squares of features in standard units"
-    )
+    warmup: int = key(10, at_least=2, help="lam: auto: rounds without a pull, which show how far silos are apart")
 
     def misfits(self, experiment: Experiment, silos: int) -> list[str]:
         """A number per silo, steps that are stable, and for `auto` noise to go by."""
@@ -66,37 +63,34 @@ class MRMTL(Strategy):
         train, found = experiment.train, []
         if experiment.privacy.example is None:
             found.append("strategy.lam: auto goes by the noise of privacy.example, which is missing; give a number")
-        if not self.warmup < experiment.rounds:
-            found.append(f"strategy.warmup: must be < rounds = {experiment.rounds}, got {self.warmup}")
-        if silos < 2:
-            found.append("strategy.lam: auto compares silos, found 1; give a number")
+        if not self.warmup < experiment.rounds or self.warmup % 2:
+            found.append(f"strategy.warmup: must be even and < rounds = {experiment.rounds}, got {self.warmup}")
+        if silos < 2 or experiment.cohort.sampling != "all":
+            found.append(
+                "strategy.lam: auto compares silos after equal steps; use cohort.sampling: all, or give a number"
+            )
         if train.momentum or train.weight_decay:
             found.append("strategy.lam: auto is derived for SGD without momentum and weight_decay; set them to 0")
-        if not train.learning_rate * self.curvature < 1:
-            found.append(
-                f"strategy.curvature: must be < 1 / train.learning_rate = {1 / train.learning_rate:g}, "
-                f"got {self.curvature:g}"
-            )
         return found
 
     def channels(self, size: int) -> Mapping[str, int]:
-        """The change of the silo's model; for `auto` also of what its distance from the start is made of."""
+        """The change of the silo's model; for `auto` also how far it came, and its noise."""
         return {"delta": size} | ({"spread": 3} if self.lam == "auto" else {})
 
     def personal(self, size: int) -> Mapping[str, int]:
-        """The silo's model; for `auto` also the rounds it was in."""
-        return {"model": size} | ({"rounds": 1} if self.lam == "auto" else {})
+        """The silo's model; for `auto` also as it was in the middle of the warm-up."""
+        return {"model": size} | ({"half": size} if self.lam == "auto" else {})
 
     def init(self, model: Tensor, rng: torch.Generator) -> State:
         """All silos, late ones too, start where the mean does."""
         state = {"mean": model, "initial": model.clone()}
         if self.lam == "auto":
-            state |= {"round": torch.zeros(1, dtype=torch.int64), "seen": torch.zeros(3), "tau2": torch.zeros(1)}
+            state |= {"round": torch.zeros(1, dtype=torch.int64), "half": model.clone(), "seen": torch.zeros(4)}
         return state
 
     def instruct(self, state: State, round_: int) -> Instruction:
-        """The mean to be pulled to, the start of all, and for `auto` how far silos are apart."""
-        return Instruction(round_, {name: state[name] for name in ("mean", "initial", "tau2") if name in state})
+        """The mean to be pulled to, the start of all, and for `auto` how far silos were seen to be apart."""
+        return Instruction(round_, {name: state[name] for name in ("mean", "initial", "seen") if name in state})
 
     def local(self, silo: Silo, instruction: Instruction) -> Update:
         """Trains the silo's own model, which the mean never overwrites, and sends how it changed."""
@@ -118,7 +112,7 @@ class MRMTL(Strategy):
         silo.state["model"] = after
         channels = {"delta": after - before}
         if self.lam == "auto":
-            channels["spread"] = self._spread(silo, instruction, before, after)
+            channels["spread"] = self._spread(silo, instruction, after)
         return Update(channels)
 
     def aggregate(self, state: State, release: Release, rng: torch.Generator) -> State:
@@ -128,47 +122,66 @@ class MRMTL(Strategy):
         if self.lam != "auto":
             return after
         after["round"] = state["round"] + 1
-        if int(after["round"]) <= self.warmup:
-            shift = (mean - state["initial"]).square().mean()
-            after["seen"] = state["seen"] + release.sum("spread") / release.population
-            after["tau2"] = spread.between(after["seen"], shift, release.population)
+        if 2 * int(after["round"]) == self.warmup:
+            after["half"] = mean.clone()
+        if int(after["round"]) == self.warmup:
+            after["seen"] = self._seen(after, release)
         return after
+
+    def _seen(self, state: State, release: Release) -> Tensor:
+        """How far silos are apart and moved in the second half, their mean noise, and how sure that is, `(4,)`."""
+        apart, moved, variance = release.sum("spread") / release.population
+        mean, silos = state["mean"], release.population
+        shifts = torch.stack([(mean - state[since]).square().mean() for since in ("initial", "half")])
+        seen = (torch.stack([apart, moved]) - shifts) / (1.0 - 1.0 / silos)
+        return torch.cat([seen, torch.stack([variance, torch.tensor(spread.doubt(mean.numel(), silos))])])
 
     def predictor(self, state: State) -> Tensor:
         """The mean: what a silo starts from that was never asked."""
         return state["mean"]
 
     def evaluate(self, silo: Silo, instruction: Instruction) -> Mapping[str, Tensor]:
-        """A silo is served its own model; one that never trained, or that is not let differ, the mean."""
+        """A silo is served its own model.
+
+        One that never trained is served the mean; so is each under `inf`, and under `auto` one whose noise leaves its
+        own model further from its best than the mean is.
+        """
         mean = instruction["mean"]
-        return silo.evaluate(mean if self.lam == "inf" else silo.state.get("model", mean))
+        if self.lam == "inf":
+            return silo.evaluate(mean)
+        if self.lam == "auto" and instruction.round > self.warmup:
+            _, error, tau2 = self._best(silo, instruction)
+            if not bool(error < tau2):
+                return silo.evaluate(mean)
+        return silo.evaluate(silo.state.get("model", mean))
 
     def _strength(self, silo: Silo, instruction: Instruction) -> Tensor:
         """Lambda, `()` or `(silos,)`; 0 where nothing pulls."""
         if self.lam == "inf" or (self.lam == "auto" and instruction.round <= self.warmup):
             return torch.zeros(())
         if self.lam == "auto":
-            variance, rate = silo.step_noise.square(), silo.train.learning_rate
-            return spread.strength(instruction["tau2"], variance, rate=rate, curvature=self.curvature)
+            return self._best(silo, instruction)[0]
         lams = torch.tensor(self.lam)
         return lams[silo.index] if len(self.lam) > 1 else lams[0]
 
-    def _spread(self, silo: Silo, instruction: Instruction, before: Tensor, after: Tensor) -> Tensor:
-        """By how much the three means of `spread.between` change with this silo, `(3,)` or `(silos, 3)`.
-
-        Under example-level privacy models are private already, and all of this follows from them for nothing.
-        """
-        done = silo.state.get("rounds", torch.zeros(1))
-        if instruction.round > self.warmup:
-            silo.state["rounds"] = done
-            return torch.zeros(*done.shape[:-1], 3)
-        silo.state["rounds"] = done + 1.0
-        initial = instruction["initial"]
-        return self._parts(silo, done + 1.0, after - initial) - self._parts(silo, done, before - initial)
-
-    def _parts(self, silo: Silo, rounds: Tensor, moved: Tensor) -> Tensor:
+    def _best(self, silo: Silo, instruction: Instruction) -> tuple[Tensor, Tensor, Tensor]:
+        """The best lambda and its error by the model of `strategies.spread`, each `()` or `(silos,)`; and tau^2."""
         assert silo.train.steps is not None  # privacy.example asks for it.
-        steps, rate = (rounds * silo.train.steps).squeeze(-1), silo.train.learning_rate
-        noise = spread.wander(silo.step_noise.square(), steps, rate=rate, curvature=self.curvature)
-        way = spread.progress(steps, rate=rate, curvature=self.curvature)
-        return torch.stack([moved.square().mean(-1), noise, way], dim=-1)
+        rate, steps = silo.train.learning_rate, silo.train.steps * self.warmup
+        tau2, curvature = spread.between(instruction["seen"], steps=steps, rate=rate)
+        lam, error = spread.strength(tau2, silo.step_noise.square(), curvature=curvature, rate=rate)
+        return lam, error, tau2
+
+    def _spread(self, silo: Silo, instruction: Instruction, after: Tensor) -> Tensor:
+        """At the end of the warm-up, how far the silo came, and its noise, `(3,)` or `(silos, 3)`; else zeros.
+
+        Under example-level privacy models are private already, and how far they came follows from them for nothing.
+        """
+        half = silo.state.get("half", after)
+        if 2 * instruction.round == self.warmup:
+            half = after
+        silo.state["half"] = half
+        if instruction.round != self.warmup:
+            return torch.zeros(*after.shape[:-1], 3)
+        apart, moved = ((after - since).square().mean(-1) for since in (instruction["initial"], half))
+        return torch.stack([apart, moved, silo.step_noise.square()], dim=-1)
