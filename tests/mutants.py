@@ -700,8 +700,8 @@ MUTANTS = (
     Mutant(
         "examples: padding of a stack counts",
         "client/private_stacked.py",
-        "factors = steps[0].factors(_norms(values, slopes)) * real",
-        "factors = steps[0].factors(_norms(values, slopes))",
+        "factors = steps[0].factors(_squares(values, slopes).sqrt()) * real",
+        "factors = steps[0].factors(_squares(values, slopes).sqrt())",
     ),
     Mutant(
         "examples: fixed batches",
