@@ -23,7 +23,9 @@ from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
 from strategies.base import Correction, Evaluation, Instruction, Strategy
 from strategies.experiment import Train
+from strategies.layout import Layout
 from strategies.tasks import Shape, Task, evaluate
+from strategies.traffic import message, require_kept
 
 
 class SiloHost:
@@ -100,7 +102,9 @@ class SiloHost:
         record: bool = False,
     ) -> Partial:
         """Trains a chunk of silos and returns their clipped sums; with `record`, their private losses too."""
-        out = Contributions(mechanisms, self.channel_sizes)
+        out = Contributions(mechanisms, self.channel_sizes, reveals=self.strategy.reveals)
+        kept = self.strategy.kept(self.single.layout, instruction.round, instruction.tier)
+        sent = kept if self.local is None else {}  # The silo's own noise leaves no number at zero.
         losses: list[float] = []
         spoilt: list[int] = []
         instruction = self.rounding.received(instruction)
@@ -112,7 +116,8 @@ class SiloHost:
             if self.local is not None:  # The last step on the silo's side: what follows is the server's.
                 channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
                 spoilt += broken
-            out.add(channels, update.weight, group)
+            require_kept(update.channels, kept)
+            out.add(channels, update.weight, group, message(self.channel_sizes, sent, self.rounding.values))
             if self.planted is not None and self.personal is not None:
                 self.planted.keep(session.changes, self.personal)
             losses += session.losses
@@ -167,6 +172,11 @@ class Session:
         if self._host.dpsgd is not None:
             sizes = torch.tensor([float(self._host.dpsgd.silos[silo].rows) for silo in self._silos])
         return sizes if self._stacked else sizes[0]
+
+    @property
+    def layout(self) -> Layout:
+        """Which stretch of a vector is which parameter; see `strategies.base.Silo`."""
+        return self._host.single.layout
 
     def fit(self, start: Tensor, *, correct: Correction | None = None) -> Tensor:
         """Trains from `start`; see `strategies.base.Silo.fit`."""

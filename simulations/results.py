@@ -17,7 +17,9 @@ from torch import Tensor
 from privacy.accountant import upper_epsilon
 from privacy.events import Composed, Repeated
 from server.checkpoint import atomic_write
+from server.link import evaluate
 from server.loop import final_epsilon
+from server.rows import finite
 from server.turns import charged
 from simulations import auditing, channels, example_privacy, local_privacy
 from simulations.engines import setup
@@ -33,7 +35,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
     """Writes model.safetensors, result.json and report.html; returns what result.json holds."""
     experiment, rows = active.experiment, active.store.rows()
     checkpoint = active.store.load()
-    state = checkpoint.state if checkpoint is not None else experiment.strategy.init(active.model.start, _unused_rng())
+    state = checkpoint.state if checkpoint is not None else active.training.first()
     predictor = experiment.strategy.predictor(state)
     result = {
         "name": experiment.name,
@@ -52,7 +54,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "versions": _versions(),
         "stopped": active.stopped,
         "silos": len(active.federation.train),
-        "notes": [*active.federation.notes, *_stamps(active)],
+        "notes": [*active.federation.notes, *active.notes, *_stamps(active)],
         "ledger": asdict(active.ledger.head),
         "ledgers": {other.path.name: asdict(other.head) for other in active.training.ledgers},
     }
@@ -68,10 +70,11 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
     metric = active.model.shape.metric
     measured: dict[str, Any] = {metric: None, "loss": None, "per_silo": None}
     if active.training.evaluate is not None:
-        measured |= {name: _number(value) for name, value in active.training.evaluate(predictor).items()}
+        measured |= finite(active.training.evaluate(predictor))
+        variants = active.experiment.strategy.variants(state, active.experiment.rounds)
+        measured["variants"] = {name: finite(active.training.evaluate(each)) for name, each in variants.items()}
     if active.records and active.federation.test is not None:
-        instruction = active.experiment.strategy.instruct(state, active.experiment.rounds + 1)
-        spread = active.link.evaluate(instruction, range(active.link.population))
+        spread = evaluate(active.link, active.experiment.strategy, state, active.experiment.rounds + 1)
         if spread.score:
             p10, p50, p90 = np.percentile(spread.score, [10, 50, 90]).tolist()
             measured["per_silo"] = {"p10": _number(p10), "p50": _number(p50), "p90": _number(p90)}
@@ -191,9 +194,3 @@ def _versions() -> dict[str, str]:
 def _number(value: float) -> float | None:
     """JSON has no infinity: None stands for it."""
     return float(value) if np.isfinite(value) else None
-
-
-def _unused_rng() -> Any:
-    import torch
-
-    return torch.Generator()

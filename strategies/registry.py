@@ -28,7 +28,7 @@ def strategy(name: str) -> Callable[[Kind], Kind]:
 
 
 def _load() -> None:
-    from strategies import fedavg  # noqa: F401  One import line per strategy.
+    from strategies import fedavg, flasc, pruning, rank_tiers  # noqa: F401  One import line per strategy.
 
 
 _load()

@@ -200,6 +200,11 @@ def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
         yield from channel_problems(privacy.silo.channels, names)
     if privacy.audit.canaries and "delta" not in strategy.channels(1):
         yield f"privacy.audit.canaries: strategy {strategy.name} has no channel 'delta' to audit; use canaries: 0"
+    if privacy.audit.canaries and strategy.reveals:
+        yield (
+            f"privacy.audit.canaries: strategy {strategy.name} sees single updates, so silos have no privacy to "
+            "measure; use canaries: 0"
+        )
 
 
 def _engine_rules(engine: Engine) -> Iterator[str]:

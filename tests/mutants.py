@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("privacy", "strategies", "client", "server", "simulations", "tests")
-CORE = ("tests/privacy", "tests/client", "tests/contracts", "tests/server", "tests/simulations")
+CORE = ("tests/privacy", "tests/strategies", "tests/client", "tests/contracts", "tests/server", "tests/simulations")
 
 
 @dataclass(frozen=True)
@@ -712,10 +712,10 @@ MUTANTS = (
     Mutant(
         "examples: silos pay after the round",
         "simulations/engines/accounts.py",
-        """self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)
-        yield from self.link.ask(instruction, cohort, mechanisms, record=record)""",
-        """yield from self.link.ask(instruction, cohort, mechanisms, record=record)
-        self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
+        """self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)
+        yield from self.link.ask(requests, mechanisms, record=record)""",
+        """yield from self.link.ask(requests, mechanisms, record=record)
+        self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
     ),
     Mutant(
         "examples: one fit too many is free",
@@ -852,8 +852,8 @@ MUTANTS = (
     Mutant(
         "canaries vote",
         "server/canaries.py",
-        "payload=0, votes={})",
-        "payload=0)",
+        "payload=0, bytes=0, votes={})",
+        "payload=0, bytes=0)",
     ),
     Mutant(
         "clip norm of round 1 after a restart",
@@ -1412,6 +1412,144 @@ MUTANTS = (
         "strategies/rules.py",
         'if wire.values != "float32" and privacy.local is not None:',
         "if False:",
+    ),
+    Mutant(
+        "sparse: noise only where something was sent",
+        "privacy/mechanism.py",
+        "return noised(total, self.std, source.normals(total.numel(), *stream))",
+        "return noised(total, self.std, source.normals(total.numel(), *stream)) * (total != 0)",
+    ),
+    Mutant(
+        "sparse: more numbers than were counted",
+        "client/host.py",
+        "require_kept(update.channels, kept)",
+        "pass",
+    ),
+    Mutant(
+        "sparse: noised updates counted as sparse",
+        "client/host.py",
+        "sent = kept if self.local is None else {}",
+        "sent = kept",
+    ),
+    Mutant(
+        "sparse: all tiers are asked as the first",
+        "server/link.py",
+        "Request(strategy.instruct(state, round_, tier), asked)",
+        "Request(strategy.instruct(state, round_), asked)",
+    ),
+    Mutant(
+        "flasc: delta from the server's model",
+        "strategies/flasc.py",
+        'start = instruction["model"]\n        delta = silo.fit(start) - start',
+        'start = instruction["model"]\n        delta = silo.fit(start)',
+    ),
+    Mutant(
+        "flasc: pruned for good",
+        "strategies/flasc.py",
+        'return step(self.server, state, release.mean("delta"))',
+        'return step(self.server, {**state, "model": self.instruct(state, 1)["model"]}, release.mean("delta"))',
+    ),
+    Mutant(
+        "flasc: the smallest numbers travel",
+        "strategies/sparse.py",
+        "vector.abs().topk(count, dim=-1, sorted=False)",
+        "vector.abs().topk(count, dim=-1, sorted=False, largest=False)",
+    ),
+    Mutant(
+        "flasc: signs decide what travels",
+        "strategies/sparse.py",
+        "vector.abs().topk(count, dim=-1, sorted=False)",
+        "vector.topk(count, dim=-1, sorted=False)",
+    ),
+    Mutant(
+        "flasc: one density for both ways",
+        "strategies/flasc.py",
+        "(own.up, self.decay_up) if up else (own.down, self.decay_down)",
+        "(own.up, self.decay_up)",
+    ),
+    Mutant(
+        "pruning: momentum brings back what was pruned",
+        "strategies/pruning.py",
+        "model = torch.where(start != 0, model, 0.0)",
+        "pass",
+    ),
+    Mutant(
+        "pruning: silos train what was pruned",
+        "strategies/pruning.py",
+        "correct=lambda w, g: g * mask",
+        "correct=lambda w, g: g",
+    ),
+    Mutant(
+        "rank tiers: noise fills the higher ranks",
+        "strategies/rank_tiers.py",
+        "correct=None if bool(mask.all()) else lambda w, g: g * mask",
+        "correct=None",
+    ),
+    Mutant(
+        "revealed: without the clip",
+        "privacy/release.py",
+        "seen[name] = (factors.unsqueeze(-1) * vectors).float()",
+        "seen[name] = vectors.float()",
+    ),
+    Mutant(
+        "revealed: everyone may look",
+        "client/host.py",
+        "reveals=self.strategy.reveals)",
+        "reveals=True)",
+    ),
+    Mutant(
+        "revealed: at the price of a sum",
+        "server/loop.py",
+        "    if strategy.reveals:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "lora: B starts away from zero",
+        "strategies/lora.py",
+        'nn.init.zeros_(out.get_parameter("weight"))',
+        'nn.init.ones_(out.get_parameter("weight"))',
+    ),
+    Mutant(
+        "lora: the scale forgets the rank",
+        "strategies/lora.py",
+        "return self.alpha / self.rank",
+        "return self.alpha",
+    ),
+    Mutant(
+        "lora: the base trains too",
+        "strategies/lora.py",
+        "module.requires_grad_(False)",
+        "module.requires_grad_(True)",
+    ),
+    Mutant(
+        "lora: an adapter of another kind is read as a plain one",
+        "strategies/adapter_files.py",
+        "if (config.get(name) or plain) != plain:",
+        "if False:",
+    ),
+    Mutant(
+        "lora: a run goes on with other frozen weights",
+        "simulations/running.py",
+        "return known | self.plan.matrix | self._frozen",
+        "return known | self.plan.matrix",
+    ),
+    Mutant(
+        "lora: a path of this machine is in the digest",
+        "strategies/experiment.py",
+        'found[name] = "./file"',
+        "pass",
+    ),
+    Mutant(
+        "lora: serving needs the weights a run started from",
+        "simulations/prediction.py",
+        "experiment.task.structure(shape)",
+        "experiment.task.module(shape)",
+    ),
+    Mutant(
+        "lora: the turned digits are those of the backbone too",
+        "simulations/data/backbones.py",
+        "order[DIGITS:].sort().values",
+        "order[DIGITS - 1 :].sort().values",
     ),
 )
 

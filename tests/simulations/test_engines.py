@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from privacy.mechanism import ExactSum, GaussianSum
+from server.link import Request
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from simulations.engines.exchange import SumSlots, read_instruction, write_instruction
@@ -36,6 +37,7 @@ from strategies.experiment import Engine, Experiment
 from strategies.loading import load, parse
 from strategies.plugins import load_plugins
 from strategies.registry import STRATEGIES
+from strategies.schema import ConfigError
 
 torch.set_num_threads(1)
 
@@ -70,6 +72,23 @@ class Keepsake(Strategy):
 
     def aggregate(self, state, release, rng):
         return {"model": state["model"] + release.mean("delta")}
+
+
+@strategy("pool_median")
+@dataclass(frozen=True)
+class Median(Strategy):
+    """Sees single updates, and moves by their median."""
+
+    reveals = True
+
+    def local(self, silo, instruction):
+        return Update({"delta": silo.fit(instruction["model"]) - instruction["model"]})
+
+    def aggregate(self, state, release, rng):
+        seen = release.reveal()
+        if not seen.silos:
+            return state
+        return {"model": state["model"] + seen.channels["delta"].median(0).values}
 
 
 @strategy("pool_raises")
@@ -246,6 +265,17 @@ def test_two_workers_give_the_bits_of_this_process(place: Path, tmp_path: Path, 
         privacy={"silo": SILO, "audit": {"canaries": 5}},
     )
     same_with_workers(place, tmp_path, config, 2, plugins)
+
+
+def test_single_updates_are_seen_alike_from_two_workers_and_have_no_silo_level_price(
+    place: Path, tmp_path: Path, plugins: list[str]
+) -> None:
+    config = experiment(place, strategy="pool_median")
+    same_with_workers(place, tmp_path, config, 2, plugins)
+    claimed = go(config, tmp_path / "again", plugins=plugins).result["privacy"]["silo"]
+    assert claimed["epsilon_upper"] is None  # Infinite, which JSON cannot say.
+    with pytest.raises(ConfigError, match="pool_median sees single updates"):
+        go(experiment(place, strategy="pool_median", privacy={"silo": SILO, "audit": {"canaries": 5}}), tmp_path / "no")
 
 
 @pytest.mark.integration
@@ -491,9 +521,9 @@ def test_the_local_engine_cuts_the_cohort_into_chunks(place: Path, tmp_path: Pat
     link = LocalLink(setup.host(config, federation, personal=tmp_path), chunk=2)
     instruction = config.strategy.instruct({"model": setup.model(config, federation).start}, 1)
     mechanisms = {"delta": GaussianSum(0.5, 2.0)}
-    partials = list(link.ask(instruction, [0, 3, 4, 7, 8], mechanisms, record=False))
+    partials = list(link.ask([Request(instruction, [0, 3, 4, 7, 8])], mechanisms, record=False))
     assert [(partial.chunk, partial.arrived) for partial in partials] == [(0, 2), (1, 2), (2, 1)]
-    assert list(link.ask(instruction, [], mechanisms, record=False)) == []
+    assert list(link.ask([Request(instruction, [])], mechanisms, record=False)) == []
 
 
 def teardown_module() -> None:
