@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from client.batches import Plan, plan
+from client.descent import beside
 from client.dpsgd import DPSGD
 from client.examples import Shards
 from client.personal import PersonalStore
 from client.planted import Planted
+from client.queries import Queries
 from client.rounding import Rounding
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
@@ -21,7 +23,7 @@ from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Evaluation, Instruction, Strategy
+from strategies.base import Correction, Evaluation, Instruction, Penalty, Rows, Split, Strategy
 from strategies.experiment import Train
 from strategies.layout import Layout
 from strategies.tasks import Shape, Task, evaluate
@@ -38,7 +40,8 @@ class SiloHost:
         shape: what the model fits.
         train: the experiment's training section.
         shards: training rows.
-        held_out: rows each silo keeps for evaluation, or None.
+        held_out: rows each silo keeps to test on, or None.
+        validation: rows each silo keeps to choose with, or None.
         seed: of the experiment.
         stacked: train whole chunks at once where the task says how.
         personal: personal vectors, or None for a strategy without.
@@ -62,6 +65,7 @@ class SiloHost:
         seed: int,
         stacked: bool,
         personal: PersonalStore | None,
+        validation: Shards | None = None,
         examples: Sequence[NoisySteps] | None = None,
         secret: bool = False,
         planted: Planted | None = None,
@@ -72,7 +76,8 @@ class SiloHost:
             raise ValueError("rounding: feedback needs a store of personal vectors to keep residuals in")
         self.local, self.rounding = local, rounding
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
-        self.shards, self.held_out, self.metric = shards, held_out, shape.metric
+        self.shards, self.metric = shards, shape.metric
+        self.held_out: Mapping[Split, Shards | None] = {"test": held_out, "validation": validation}
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
         self.single = SingleTrainer(module, task, train)
         chain = task.stack(shape) if stacked else None
@@ -90,6 +95,7 @@ class SiloHost:
                 secret=secret,
                 planted=planted,
             )
+        self.queries = Queries(strategy.queries, self.single, private=examples is not None, seed=seed, secret=secret)
         self.channel_sizes = strategy.channels(self.single.layout.size)
 
     def contribute(
@@ -125,15 +131,19 @@ class SiloHost:
             self.personal.forget([failure.silo for failure in out.failures] + spoilt)
         return out.partial(chunk, losses)
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
-        """Evaluates what silos are served, each on its own held-out rows."""
-        held_out = self.held_out
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
+        """Evaluates what silos are served, each on its own held-out rows; see `server.link.Link`."""
+        held_out = self.held_out[split]
         if held_out is None:
             return Evaluation((), (), (), ())
         kept = [silo for silo in silos if int(held_out.sizes[silo]) > 0]
         results, instruction = [], self.rounding.received(instruction)
         for silo in kept:
-            session = Session(self, [silo], instruction.round, record=False, stacked=False)
+            session = Session(self, [silo], instruction.round, record=False, stacked=False, split=split)
+            if fresh and self.personal is not None:
+                session.state = self.personal.unwritten([silo])
             results.append(self.strategy.evaluate(session, instruction))
         return Evaluation(
             tuple(kept),
@@ -155,10 +165,12 @@ class Session:
         record: bool,
         stacked: bool | None = None,
         training: bool = False,
+        split: Split = "test",
     ) -> None:
         self._host, self._silos, self._record, self._round = host, list(silos), record, round_
         self._stacked = (host.stack is not None) if stacked is None else stacked
-        self._fits, self._training = 0, training
+        self._fits, self._training, self._split = 0, training, split
+        self._asked: set[str] = set()
         self.losses: list[float] = []
         self.changes: dict[int, Tensor] = {}
         self.state: MutableMapping[str, Tensor] = (
@@ -171,19 +183,40 @@ class Session:
         sizes = torch.from_numpy(self._host.sizes[self._silos]).float()
         if self._host.dpsgd is not None:
             sizes = torch.tensor([float(self._host.dpsgd.silos[silo].rows) for silo in self._silos])
-        return sizes if self._stacked else sizes[0]
+        return self._shaped(sizes)
 
     @property
     def layout(self) -> Layout:
         """Which stretch of a vector is which parameter; see `strategies.base.Silo`."""
         return self._host.single.layout
 
-    def fit(self, start: Tensor, *, correct: Correction | None = None) -> Tensor:
+    @property
+    def index(self) -> Tensor:
+        """Which silo, `()` or `(silos,)` int64."""
+        return self._shaped(torch.tensor(self._silos, dtype=torch.int64))
+
+    @property
+    def step_noise(self) -> Tensor:
+        """Std of the noise in one number of a step's gradient, `()` or `(silos,)` float32."""
+        dpsgd = self._host.dpsgd
+        stds = [0.0 if dpsgd is None else dpsgd.silos[silo].std for silo in self._silos]
+        return self._shaped(torch.tensor(stds, dtype=torch.float32))
+
+    @property
+    def train(self) -> Train:
+        """The experiment's training section."""
+        return self._host.train
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        return values if self._stacked else values[0]
+
+    def fit(self, start: Tensor, *, correct: Correction | None = None, penalty: Penalty | None = None) -> Tensor:
         """Trains from `start`; see `strategies.base.Silo.fit`."""
         host = self._host
         if host.dpsgd is not None:
-            return self._private_fit(host.dpsgd, start, correct)
+            return self._private_fit(host.dpsgd, start, correct, penalty)
         batches, keys = self._plan()
+        correct = beside(correct, penalty)
         self._fits += 1
         trainer: SingleTrainer | StackedTrainer
         if self._stacked and host.stack is not None:
@@ -196,7 +229,7 @@ class Session:
         trainer.losses = []
         return trained
 
-    def _private_fit(self, dpsgd: DPSGD, start: Tensor, correct: Correction | None) -> Tensor:
+    def _private_fit(self, dpsgd: DPSGD, start: Tensor, correct: Correction | None, penalty: Penalty | None) -> Tensor:
         host = self._host
         trained, losses = dpsgd.fit(
             start,
@@ -207,6 +240,7 @@ class Session:
             round_=self._round,
             fit=self._fits,
             correct=correct,
+            penalty=penalty,
             record=self._record,
         )
         self._fits += 1
@@ -215,14 +249,38 @@ class Session:
             host.planted.see(self.changes, self._silos, start, trained)
         return trained
 
+    def query(self, name: str, models: Tensor, *, rows: Rows) -> Tensor:
+        """A sum over the silo's training rows; see `strategies.base.Silo.query`.
+
+        Raises:
+            ValueError: not declared, or asked in this round already: nobody paid for it.
+        """
+        host = self._host
+        if name not in host.queries.declared or name in self._asked:
+            raise ValueError(
+                f"query {name!r} was not declared, or was asked in this round already; declare it once more"
+            )
+        if host.dpsgd is not None and not self._training:
+            raise ValueError(f"query {name!r}: nobody pays for it outside of a round; ask it in `local`")
+        self._asked.add(name)
+        each = models.expand(len(self._silos), *models.shape[-2:])
+        answers = [
+            host.queries.answer(name, silo, self._round, host.shards.silo(silo), own, rows)
+            for silo, own in zip(self._silos, each)
+        ]
+        if not answers:  # A stack of no silos at all.
+            return torch.zeros(0, host.queries.declared[name].size)
+        return self._shaped(torch.stack(answers))
+
     def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:
         """Loss and score on the silo's held-out rows; see `strategies.base.Silo.evaluate`."""
         host = self._host
         if host.dpsgd is not None and self._training:
             raise ValueError("privacy.example: an update must not depend on held-out rows, which nobody paid for")
-        if host.held_out is None:
-            raise ValueError("data.test: 0 leaves no held-out rows to evaluate on; set it above 0")
-        rows = host.held_out.silo(self._silos[0])
+        held_out = host.held_out[self._split]
+        if held_out is None:
+            raise ValueError(f"data.{self._split}: 0 leaves no held-out rows to evaluate on; set it above 0")
+        rows = held_out.silo(self._silos[0])
         result = evaluate(host.task, host.single.module, host.single.layout, model, rows.features, rows.targets)
         return {name: torch.tensor(value) for name, value in result.items()}
 

@@ -18,7 +18,7 @@ from privacy.mechanism import GaussianSum, Mechanism
 from privacy.release import Contributions, Partial
 from server.link import Link, Request
 from server.participation import Participation
-from strategies.base import Evaluation, Instruction
+from strategies.base import Evaluation, Instruction, Split
 
 BLOCK = 64  # Canaries summed at a time at most: directions are regenerated, never stored whole.
 NUMBERS = 2**22  # Numbers in a block of directions: 32 MiB.
@@ -88,9 +88,11 @@ class CanaryLink:
         channels[self.channel] = length * torch.stack([direction(self.seed, canary, size) for canary in canaries])
         return channels
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         """Evaluates silos; canaries have no rows."""
-        return self.link.evaluate(instruction, silos)
+        return self.link.evaluate(instruction, silos, split=split, fresh=fresh)
 
     def stage(self) -> None:
         """Passes on."""

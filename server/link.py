@@ -8,7 +8,7 @@ from typing import Protocol
 
 from privacy.mechanism import Mechanism
 from privacy.release import Partial
-from strategies.base import Evaluation, Instruction, State, Strategy
+from strategies.base import Evaluation, Instruction, Split, State, Strategy
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,17 @@ class Link(Protocol):
         """
         ...
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
-        """How silos are served on their own held-out rows; private numbers."""
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
+        """How silos are served on their own held-out rows; private numbers.
+
+        Args:
+            instruction: what they are served with.
+            silos: which ones.
+            split: which of the held-out rows.
+            fresh: as if none of them had ever been asked: no personal state.
+        """
         ...
 
     def stage(self) -> None:
@@ -80,10 +89,12 @@ class Link(Protocol):
         ...
 
 
-def evaluate(link: Link, strategy: Strategy, state: State, round_: int) -> Evaluation:
-    """How every silo of a federation is served, each as its tier is."""
+def evaluate(
+    link: Link, strategy: Strategy, state: State, round_: int, *, split: Split = "test", fresh: bool = False
+) -> Evaluation:
+    """How every silo of a federation is served, each as its tier is; the rest as for `Link.evaluate`."""
     parts = [
-        link.evaluate(request.instruction, request.silos)
+        link.evaluate(request.instruction, request.silos, split=split, fresh=fresh)
         for request in by_tier(strategy, state, round_, range(link.population))
     ]
     columns = ([value for part in parts for value in getattr(part, field.name)] for field in fields(Evaluation))

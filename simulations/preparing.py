@@ -60,6 +60,8 @@ def _fits(experiment: Experiment, federation: Federation) -> None:
     if federation.kind not in experiment.task.kinds:
         wanted = " or ".join(sorted(experiment.task.kinds))
         raise ConfigError([f"task: {experiment.task.name} is for {wanted}, but the data is {federation.kind}"])
+    if lines := experiment.strategy.misfits(experiment, len(federation.train)):
+        raise ConfigError(lines)
 
 
 def _starts(experiment: Experiment, model: setup.Model) -> None:

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from privacy.queries import NoisyQuery
 from privacy.release import Release
 from strategies.layout import Layout
 
+if TYPE_CHECKING:
+    from strategies.experiment import Experiment, Train
+
 State = Mapping[str, Tensor]
 Correction = Callable[[Tensor, Tensor], Tensor]
+Penalty = Callable[[Tensor], Tensor]
+Rows = Callable[[Tensor, Tensor | None], Tensor]
+Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,10 @@ class Silo(Protocol):
     Attributes:
         state: personal vectors, `(N,)` or `(silos, N)`; what is written is staged and committed with the round.
         examples: training rows, `()` or `(silos,)` float32; private.
+        index: which silo, from 0, `()` or `(silos,)` int64.
+        step_noise: std of the noise on one number of the gradient that a step of `fit` goes along, `()` or `(silos,)`
+            float32; public, and 0 without example-level privacy.
+        train: the experiment's training section; public.
     """
 
     state: MutableMapping[str, Tensor]
@@ -105,16 +116,50 @@ class Silo(Protocol):
         """Which stretch of a vector is which parameter; public."""
         ...
 
-    def fit(self, start: Tensor, *, correct: Correction | None = None) -> Tensor:
+    @property
+    def index(self) -> Tensor:
+        """Which silo, `()` or `(silos,)` int64."""
+        ...
+
+    @property
+    def step_noise(self) -> Tensor:
+        """Std of the noise in one number of a step's gradient, `()` or `(silos,)` float32."""
+        ...
+
+    @property
+    def train(self) -> Train:
+        """The experiment's training section."""
+        ...
+
+    def fit(self, start: Tensor, *, correct: Correction | None = None, penalty: Penalty | None = None) -> Tensor:
         """Trains from `start` (`(N,)`, broadcast over a stack) as the experiment's `train` section says.
 
         Args:
             start: where to begin.
             correct: turns (parameters, gradient) into the gradient to step with. It acts outside any privacy
                 boundary of the gradient, so it must not read data.
+            penalty: turns parameters into a vector that is added to the gradient of every example before it is
+                clipped, where examples are private; else it adds to the gradient as `correct` can. It reads no data
+                either.
 
         Returns:
             The trained vector, `(N,)` or `(silos, N)`.
+        """
+        ...
+
+    def query(self, name: str, models: Tensor, *, rows: Rows) -> Tensor:
+        """A sum over all the silo's training rows; clipped and noised under example-level privacy, else exact.
+
+        Under silo-level privacy alone it stays in the silo, and only what is sent is priced.
+
+        Args:
+            name: of one of the strategy's `queries`; each may be asked once a round.
+            models: `(models, N)`, the same for every silo, or `(silos, models, N)`.
+            rows: turns the losses of rows under the models `(rows, models)`, and the groups of rows `(rows,)` where the
+                data has some, into what each row adds `(rows, size)`. A row's numbers must follow from its own alone.
+
+        Returns:
+            The sum, `(size,)` or `(silos, size)`.
         """
         ...
 
@@ -135,6 +180,15 @@ class Strategy:
     def problems(self, *, private: bool) -> list[str]:
         """What in these settings cannot work, a line each; `private`: silo- or example-level privacy is on."""
         return []
+
+    def misfits(self, experiment: Experiment, silos: int) -> list[str]:
+        """What in these settings does not fit the rest of the experiment, or its number of silos; a line each."""
+        return []
+
+    @property
+    def queries(self) -> Mapping[str, NoisyQuery]:
+        """What the silo half asks of single rows in a round, by name; under example-level privacy each is charged."""
+        return {}
 
     def channels(self, size: int) -> Mapping[str, int]:
         """The length of every channel, for a model of `size` trainable numbers."""

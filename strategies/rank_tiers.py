@@ -61,7 +61,9 @@ class RankTiers(Strategy):
     def instruct(self, state: State, round_: int, tier: int = 0) -> Instruction:
         """The first ranks of the model."""
         mask = state[f"mask{tier}"]
-        return Instruction(round_, {"model": state["model"] * mask}, tier, {"model": int(mask.sum())})
+        return Instruction(
+            round_, {"model": torch.where(mask != 0, state["model"], 0.0)}, tier, {"model": int(mask.sum())}
+        )
 
     def local(self, silo: Silo, instruction: Instruction) -> Update:
         """Trains the first ranks; noise of examples must not fill the others."""

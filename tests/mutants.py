@@ -106,8 +106,8 @@ MUTANTS = (
     Mutant(
         "banded: another matrix goes on",
         "simulations/running.py",
-        ', "data": self.federation.fingerprint, **self.plan.matrix}',
-        ', "data": self.federation.fingerprint}',
+        "return known | self.plan.matrix | self._frozen",
+        "return known | self._frozen",
     ),
     Mutant(
         "turns: a silo is back one round too soon",
@@ -700,8 +700,8 @@ MUTANTS = (
     Mutant(
         "examples: padding of a stack counts",
         "client/private_stacked.py",
-        "factors = steps[0].factors(_norms(values, slopes)) * real",
-        "factors = steps[0].factors(_norms(values, slopes))",
+        "factors = steps[0].factors(_squares(values, slopes).sqrt()) * real",
+        "factors = steps[0].factors(_squares(values, slopes).sqrt())",
     ),
     Mutant(
         "examples: fixed batches",
@@ -1364,6 +1364,8 @@ MUTANTS = (
         "server/loop.py",
         "    if strategy.reveals:\n",
         "    if False:\n",
+    ),
+    Mutant(
         "lora: B starts away from zero",
         "strategies/lora.py",
         'nn.init.zeros_(out.get_parameter("weight"))',
@@ -1410,6 +1412,8 @@ MUTANTS = (
         "simulations/data/backbones.py",
         "order[DIGITS:].sort().values",
         "order[DIGITS - 1 :].sort().values",
+    ),
+    Mutant(
         "wire: the length of an entropy code follows from the vector",
         "strategies/wire_entropy.py",
         'return whole.ljust(self.size(numbers, kept), b"\\0")',

@@ -10,7 +10,7 @@ from privacy.mechanism import Mechanism
 from privacy.release import Partial
 from server.link import Link, Request
 from simulations.example_privacy import NEIGHBOURS, UNIT, groups
-from strategies.base import Evaluation, Instruction
+from strategies.base import Evaluation, Instruction, Split
 
 
 class AccountedLink:
@@ -35,9 +35,11 @@ class AccountedLink:
         self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)
         yield from self.link.ask(requests, mechanisms, record=record)
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         """Passes on."""
-        return self.link.evaluate(instruction, silos)
+        return self.link.evaluate(instruction, silos, split=split, fresh=fresh)
 
     def stage(self) -> None:
         """Passes on."""

@@ -8,7 +8,7 @@ from client.host import SiloHost
 from privacy.mechanism import Mechanism
 from privacy.release import Partial
 from server.link import Request, chunks
-from strategies.base import Evaluation, Instruction
+from strategies.base import Evaluation, Instruction, Split
 
 
 class LocalLink:
@@ -29,9 +29,11 @@ class LocalLink:
         for number, (instruction, silos) in enumerate(chunks(requests, self.chunk)):
             yield self.host.contribute(instruction, silos, mechanisms, chunk=number, record=record)
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         """Evaluates silos on their held-out rows."""
-        return self.host.evaluate(instruction, silos)
+        return self.host.evaluate(instruction, silos, split=split, fresh=fresh)
 
     def stage(self) -> None:
         """Flushes staged personal state."""

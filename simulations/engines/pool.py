@@ -25,7 +25,7 @@ from simulations.data.federation import Federation
 from simulations.engines import setup
 from simulations.engines.exchange import RowSlots, SumSlots, instruction_path, shared_folder, write_instruction
 from simulations.engines.wire import mechanisms_to_json
-from strategies.base import Evaluation, Instruction
+from strategies.base import Evaluation, Instruction, Split
 from strategies.codec import encode
 from strategies.experiment import Experiment
 
@@ -123,9 +123,11 @@ class PoolLink:
                 revealed=None if self._rows is None else self._rows.take(answer["slot"], answer["revealed"]),
             )
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         """Evaluates silos on their held-out rows, spread over the workers."""
-        common = {"do": "evaluate", "instruction": self._write(instruction)}
+        common = {"do": "evaluate", "instruction": self._write(instruction), "split": split, "fresh": fresh}
         parts = [list(silos[at : at + self._chunk]) for at in range(0, len(silos), self._chunk)]
         answers = list(self._spread([common | {"chunk": number, "silos": part} for number, part in enumerate(parts)]))
         answers.sort(key=lambda answer: int(answer["chunk"]))

@@ -68,6 +68,7 @@ def host(
         train=experiment.train,
         shards=federation.train,
         held_out=federation.test,
+        validation=federation.validation,
         seed=experiment.seed,
         stacked=experiment.engine.stacked == "auto",
         personal=personal_store(experiment, built, personal, silos=len(federation.train)),

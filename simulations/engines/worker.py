@@ -76,7 +76,7 @@ def _serve(host: SiloHost, shared: _Shared, order: dict[str, Any]) -> dict[str, 
     instruction = read_instruction(instruction_path(shared.folder, header["tier"]), header)
     answer: dict[str, Any] = {"chunk": order["chunk"], "slot": order["slot"]}
     if order["do"] == "evaluate":
-        result = host.evaluate(instruction, order["silos"])
+        result = host.evaluate(instruction, order["silos"], split=order["split"], fresh=order["fresh"])
         return answer | {"silos": result.silos, "rows": result.rows, "loss": result.loss, "score": result.score}
     partial = host.contribute(
         instruction,

@@ -87,7 +87,7 @@ class Unweighted(Stubborn):
 
 def private_strategies() -> list[Strategy]:
     """Every registered strategy that runs under silo-level privacy, and some that try to break out."""
-    registered = [cls() for cls in STRATEGIES.values() if not cls().problems(private=True)]
+    registered = [cls() for cls in STRATEGIES.values() if not cls().problems(private=True) and cls().channels(1)]
     return [*registered, Stubborn(), Stubborn(weight=5.0), Stubborn(scale=1e9), Stubborn(weight=0.3, share=1.0)]
 
 

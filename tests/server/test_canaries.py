@@ -12,7 +12,7 @@ from privacy.release import Collector, Contributions, Failure, Partial
 from server.canaries import CanaryLink
 from server.link import Request
 from server.participation import Coins
-from strategies.base import Evaluation, Instruction
+from strategies.base import Evaluation, Instruction, Split
 
 torch.set_num_threads(1)
 
@@ -39,7 +39,9 @@ class Constant:
             sums.add({"delta": torch.full((SIZE,), float("nan")), "other": torch.ones(3)}, 1.0, [silo])
             yield sums.partial(chunk, [0.5] if record else [])
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         return Evaluation(tuple(silos), (1,) * len(silos), (0.5,) * len(silos), (0.25,) * len(silos))
 
     def stage(self) -> None:

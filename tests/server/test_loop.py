@@ -27,7 +27,7 @@ from server.odometer import Odometer
 from server.sampler import FullCohort, PoissonCohort, Sampler
 from server.store import RunStore, StoreError
 from strategies import wire
-from strategies.base import Evaluation, Instruction, State, Strategy
+from strategies.base import Evaluation, Instruction, Split, State, Strategy
 from strategies.layout import Layout
 
 torch.set_num_threads(1)
@@ -67,7 +67,9 @@ class Echo:
             sums.add({"delta": torch.full((SIZE,), self.update(silo, request.instruction.round))}, 1.0, [silo])
             yield sums.partial(chunk, [0.5] if record else [])
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         return Evaluation((), (), (), ())
 
     def stage(self) -> None:

@@ -33,7 +33,7 @@ from server.participation import InTurns
 from server.sampler import CyclicCohort, FullCohort, Sampler
 from server.store import RunStore, StoreError
 from server.turns import Charges, TooSoon, again, charged, events
-from strategies.base import Evaluation, Instruction, State, Strategy
+from strategies.base import Evaluation, Instruction, Split, State, Strategy
 from strategies.layout import Layout
 
 torch.set_num_threads(1)
@@ -164,7 +164,9 @@ class Echo:
             sums.add({"delta": torch.full((SIZE,), 0.01)}, 1.0, [silo])
         yield sums.partial(0, [])
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         return Evaluation((), (), (), ())
 
     def stage(self) -> None: ...
