@@ -256,15 +256,17 @@ def test_finetune_is_federated_and_then_alone() -> None:
 
 
 def test_mocha_keeps_what_silos_share_and_shrinks_what_they_do_not() -> None:
-    # All bests lie far along one line of relations between silos, and a little off it: the covariance is learned from
-    # the models, so the line is let be, and what is off it is pulled by lam / ridge and more.
+    # Bests lie far along one relation between silos and a little along another, one a column. A column is an
+    # eigenvector of the covariance, with r = 5 (its length) / (all lengths), and comes to 1 / (1 + lam / (r + ridge)).
     best = torch.zeros(SILOS, SIZE, dtype=torch.float64)
     best[:, 0] = torch.tensor([2.0, 2.2, 1.8, 2.1, -2.0])
     best[:, 1] = torch.tensor([0.1, -0.1, 0.1, -0.1, 0.0])
-    world = World(Mocha(lam=0.2, silos=SILOS, ridge=0.2), best=best + START).rounds(200)
-    kept = (world.models - START).norm(dim=0)[:2] / best.norm(dim=0)[:2]
-    assert kept[0] > 0.9
-    assert kept[1] < 0.6
+    best[:, 1] -= best[:, 0] * (best[:, 0] @ best[:, 1]) / best[:, 0].square().sum()  # At right angles.
+    world = World(Mocha(lam=0.2, silos=SILOS, ridge=0.2), best=best + START).rounds(300)
+    lengths = (world.models - START).norm(dim=0)[:2]
+    shares = SILOS * lengths / lengths.sum()
+    assert apart(lengths / best.norm(dim=0)[:2], 1 / (1 + 0.2 / (shares + 0.2))) <= 1e-6
+    assert lengths[0] / best[:, 0].norm() > 0.95 > 0.7 > lengths[1] / best[:, 1].norm()
     assert apart(world.state["models"], world.models) <= 1e-10  # The server knows every model.
 
 
@@ -304,3 +306,18 @@ def test_ifca_with_a_pull_keeps_models_around_their_clusters_mean() -> None:
         mean = BEST[group].mean(0)
         assert apart(world.state["models"][model], mean) <= 1e-8
         assert apart(world.models[group], (BEST[group] + 0.5 * mean) / 1.5) <= 1e-8
+
+
+@pytest.mark.parametrize(("proximal", "inside"), [("outside", False), ("inside", True)])
+def test_the_pull_is_outside_of_the_clip_unless_asked_for(proximal: Any, inside: bool, monkeypatch: Any) -> None:
+    seen: list[tuple[bool, bool]] = []
+    original = Silos.fit
+
+    def watched(self: Silos, start: Tensor, **pulls: Any) -> Tensor:
+        seen.append(("correct" in pulls, "penalty" in pulls))
+        return original(self, start, **pulls)
+
+    monkeypatch.setattr(Silos, "fit", watched)
+    World(MRMTL(lam=(0.5,), proximal=proximal)).rounds(2)
+    assert seen == [(not inside, inside)] * 2
+    assert MRMTL().proximal == "outside"
