@@ -21,7 +21,7 @@ class Table:
 
     Attributes:
         kind: what the targets are.
-        features: `(rows, ...)` float32, or `(rows, length)` int64 for sequences.
+        features: `(rows, ...)` float32, or `(rows, length)` int64 for tokens, of sequences and of texts in classes.
         targets: `(rows,)` int64 classes, `(rows,)` float32 numbers, or `(rows, length)` int64.
         classes: number of classes, or size of the vocabulary of a sequence; None for regression.
         silo: `(rows,)` int64 index into `silo_names`, where the data names silos.
