@@ -66,7 +66,7 @@ class Predictor:
         if hashlib.sha256(data).hexdigest() != facts["sha256"]:
             raise DataError(f"{path}: not the model that the run left (its SHA-256 differs); restore it from a copy")
         shape = Shape(tuple(facts["features"]), facts["outputs"])
-        module = experiment.task.module(shape)
+        module = experiment.task.structure(shape)
         try:
             module.load_state_dict(load_tensors(data))
         except (SafetensorError, RuntimeError) as error:  # load_state_dict's own word for tensors that do not fit.

@@ -52,7 +52,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "versions": _versions(),
         "stopped": active.stopped,
         "silos": len(active.federation.train),
-        "notes": [*active.federation.notes, *_stamps(active)],
+        "notes": [*active.federation.notes, *active.notes, *_stamps(active)],
         "ledger": asdict(active.ledger.head),
         "ledgers": {other.path.name: asdict(other.head) for other in active.training.ledgers},
     }

@@ -31,6 +31,7 @@ from simulations.folders import default_folder, require_room, usable
 from simulations.local_privacy import noise_source, protection
 from simulations.preparing import prepare
 from simulations.shipped import find
+from strategies.backbones import frozen_digest
 from strategies.codec import encode
 from strategies.experiment import Experiment, digest
 from strategies.loading import load
@@ -90,6 +91,9 @@ class ActiveRun:
             # Everything that a config can get wrong comes before the folder: a refused run leaves nothing behind.
             prepared = prepare(experiment, table=table)
             self.federation, self.plan, self.model = prepared.federation, prepared.plan, prepared.model
+            self.notes = experiment.task.notes(self.model.shape)
+            frozen = frozen_digest(self.model.module)
+            self._frozen = {} if frozen is None else {"frozen weights": frozen}
             size = self.model.start.numel()
             # Noise takes 8 bytes a number, twice while the checkpoint is replaced: as much as half so many parameters.
             require_room(folder, size + planning.remembered(self.plan, experiment.strategy.channels(size)) // 2)
@@ -128,7 +132,8 @@ class ActiveRun:
 
     @property
     def _identity(self) -> dict[str, str]:
-        return {"experiment": digest(self.experiment), "data": self.federation.fingerprint, **self.plan.matrix}
+        known = {"experiment": digest(self.experiment), "data": self.federation.fingerprint}
+        return known | self.plan.matrix | self._frozen
 
     def _unchanged(self) -> Checkpoint | None:
         known, beside = self.plan.events, self._beside

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from strategies.backbones import is_name
 from strategies.clipping import ChannelPrivacy, ClipNorm
 from strategies.codec import encode
 from strategies.partitions import PARTITIONS, Partition
@@ -232,8 +233,21 @@ class Experiment:
 
 
 def digest(experiment: Experiment) -> str:
-    """SHA-256 of what decides the results: all keys but name, metrics, engine and data.path (hexadecimal)."""
+    """SHA-256 of what decides the results: all keys but name, metrics, engine and paths (hexadecimal)."""
     keys = {name: value for name, value in encode(experiment).items() if name not in ("name", "metrics", "engine")}
     keys["data"] = {name: value for name, value in keys["data"].items() if name != "path"}
+    keys["task"] = _without_paths(experiment.task, keys["task"])
     text = json.dumps(keys, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_paths(task: Task, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's keys with "file" for every path; what the files hold is a part of a run's identity."""
+    found = dict(keys)
+    for name in task.places:
+        if isinstance(found[name], str) and not is_name(found[name]):
+            found[name] = "./file"
+    for name, value in vars(task).items():
+        if hasattr(value, "places"):
+            found[name] = _without_paths(value, found[name])
+    return found

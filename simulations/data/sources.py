@@ -50,6 +50,14 @@ def digits(group: str | None) -> tuple[Table, None]:
     return Table("classification", features, torch.from_numpy(data.target).to(torch.int64), classes=10), None
 
 
+def digits_rotated(group: str | None) -> tuple[Table, None]:
+    """The digits that the backbone `digits_upright` never saw, a quarter turn counter-clockwise."""
+    from simulations.data.backbones import digits_parts, turned
+
+    table, _ = digits(group)
+    return turned(table, digits_parts(table.targets)[1]), None
+
+
 def mnist5k(group: str | None) -> tuple[Table, None]:
     """5,000 images of MNIST, 500 per digit, `(1, 28, 28)` in [0, 1]."""
     import numpy as np
@@ -85,6 +93,14 @@ def fashion_mnist(group: str | None) -> tuple[Table, Table]:
     return read("train"), read("t10k")
 
 
+def fashion_shifted(group: str | None) -> tuple[Table, Table]:
+    """The garments that the backbone `fashion_upright` never saw and the official test set, a quarter turn."""
+    from simulations.data.backbones import GARMENTS, turned
+
+    table, official = fashion_mnist(group)
+    return turned(table, slice(GARMENTS, None)), turned(official)
+
+
 def adult(group: str | None) -> tuple[Table, Table]:
     """Loads UCI Adult; see `simulations.data.tabular`."""
     from simulations.data import tabular
@@ -115,8 +131,16 @@ def healthtweets(group: str | None) -> tuple[Table, None]:
 
 SOURCES: dict[str, Source] = {
     "digits": Source("1,797 digits of 8 x 8 pixels, 10 classes; nothing to fetch", digits, carrier=False),
+    "digits:rotated": Source(
+        "1,397 digits turned by 90 degrees, none of backbone digits_upright; nothing to fetch",
+        digits_rotated,
+        carrier=False,
+    ),
     "mnist5k": Source("5,000 MNIST digits of 28 x 28 pixels, 10 classes", mnist5k),
     "fashion_mnist": Source("60,000 + 10,000 garments of 28 x 28 pixels, 10 classes; own test set", fashion_mnist),
+    "fashion_mnist:shifted": Source(
+        "30,000 + 10,000 garments turned by 90 degrees, none of backbone fashion_upright; own test set", fashion_shifted
+    ),
     "adult": Source(
         "32,561 + 16,281 people of a US census, income above 50,000 or not; own test set", adult, ("sex", "race")
     ),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from client.host import SiloHost
 from client.personal import PersonalStore
 from client.planted import CHANGE, Planted
+from simulations.data import backbones  # noqa: F401  Importing it registers them, in workers too.
 from simulations.data.federation import Federation
 from simulations.example_privacy import noisy_steps
 from simulations.local_privacy import protection
