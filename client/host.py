@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from client.batches import Plan, plan
+from client.device import CPU
 from client.dpsgd import DPSGD
 from client.examples import Shards
 from client.personal import PersonalStore
@@ -43,6 +44,7 @@ class SiloHost:
         secret: their noise and batches come from the operating system, not from the seed.
         planted: canary examples of some silos, or None; needs `personal` to keep what becomes of them.
         local: how each silo protects its own update before it leaves, or None.
+        device: where silos that are trained one by one are trained; stacks stay on the CPU.
     """
 
     def __init__(
@@ -62,12 +64,13 @@ class SiloHost:
         secret: bool = False,
         planted: Planted | None = None,
         local: LocalNoise | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.local = local
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
         self.shards, self.held_out, self.metric = shards, held_out, shape.metric
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
-        self.single = SingleTrainer(module, task, train)
+        self.single = SingleTrainer(module, task, train, device=device)
         chain = task.stack(shape) if stacked else None
         self.stack = StackedTrainer(chain, train) if chain is not None else None
         self.dpsgd, self.planted = None, planted
@@ -206,7 +209,8 @@ class Session:
         if host.held_out is None:
             raise ValueError("data.test: 0 leaves no held-out rows to evaluate on; set it above 0")
         rows = host.held_out.silo(self._silos[0])
-        result = evaluate(host.task, host.single.module, host.single.layout, model, rows.features, rows.targets)
+        single, here = host.single, model.to(host.single.device)
+        result = evaluate(host.task, single.module, single.layout, here, rows.features, rows.targets)
         return {name: torch.tensor(value) for name, value in result.items()}
 
     def _plan(self) -> tuple[Plan, streams.Keys]:

@@ -206,11 +206,14 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the work is done; changes no result beyond the rounding of sums."""
+    """Where the work is done; changes no result beyond rounding, and on a GPU what dropout draws."""
 
     kind: Literal["local", "pool"] = key("local", help="this process, or a pool of worker processes")
     workers: int | None = key(None, at_least=1, help="pool: processes; null: one per core")
     stacked: Literal["auto", "off"] = key("auto", help="train many silos at once where the model allows it")
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", help="of silos trained one by one; auto: a GPU where there is one; stacks stay on the CPU"
+    )
     chunk: int | None = key(None, at_least=1, help="silos summed together, whatever the workers; null: chosen")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from client.device import chosen
 from client.host import SiloHost
 from client.personal import PersonalStore
 from client.planted import CHANGE, Planted
@@ -74,6 +75,7 @@ def host(
         secret=experiment.privacy.noise == "system",
         planted=_planted(experiment, built),
         local=protection(experiment),
+        device=chosen(experiment.engine.device),
     )
 
 
