@@ -33,6 +33,6 @@ def chosen(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
 @contextmanager
 def seeded(key: int, device: torch.device) -> Iterator[None]:
     """Layers that draw (dropout) draw from `key` inside; the process's own generators are left as they were."""
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(key)
         yield
