@@ -1275,6 +1275,54 @@ MUTANTS = (
         'all(row["upper"] >= row["reference_lower"] for row in known)',
         'any(row["upper"] >= row["reference_lower"] for row in known)',
     ),
+    Mutant(
+        "lora: B starts away from zero",
+        "strategies/lora.py",
+        'nn.init.zeros_(out.get_parameter("weight"))',
+        'nn.init.ones_(out.get_parameter("weight"))',
+    ),
+    Mutant(
+        "lora: the scale forgets the rank",
+        "strategies/lora.py",
+        "return self.alpha / self.rank",
+        "return self.alpha",
+    ),
+    Mutant(
+        "lora: the base trains too",
+        "strategies/lora.py",
+        "module.requires_grad_(False)",
+        "module.requires_grad_(True)",
+    ),
+    Mutant(
+        "lora: an adapter of another kind is read as a plain one",
+        "strategies/adapter_files.py",
+        "if (config.get(name) or plain) != plain:",
+        "if False:",
+    ),
+    Mutant(
+        "lora: a run goes on with other frozen weights",
+        "simulations/running.py",
+        "return known | self.plan.matrix | self._frozen",
+        "return known | self.plan.matrix",
+    ),
+    Mutant(
+        "lora: a path of this machine is in the digest",
+        "strategies/experiment.py",
+        'found[name] = "./file"',
+        "pass",
+    ),
+    Mutant(
+        "lora: serving needs the weights a run started from",
+        "simulations/prediction.py",
+        "experiment.task.structure(shape)",
+        "experiment.task.module(shape)",
+    ),
+    Mutant(
+        "lora: the turned digits are those of the backbone too",
+        "simulations/data/backbones.py",
+        "order[DIGITS:].sort().values",
+        "order[DIGITS - 1 :].sort().values",
+    ),
 )
 
 

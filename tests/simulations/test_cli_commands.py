@@ -203,7 +203,8 @@ def test_schema_documents_every_key_of_a_resolved_config(capsys):
 
 def test_list_names_every_choice(capsys):
     found = said_json(capsys, "list")
-    assert set(found) == {"strategies", "tasks", "data", "partitions", "standardize", "server optimizers", "configs"}
+    titles = {"strategies", "tasks", "data", "backbones", "partitions", "standardize", "server optimizers", "configs"}
+    assert set(found) == titles
     assert all(about for entries in found.values() for about in entries.values())
     text = said(capsys, "list")
     assert all(name in text for entries in found.values() for name in entries)
