@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.errors import DataError
-from client.tables import Kind, Table, kind_of, require_classes
+from client.tables import MOST_CLASSES, Kind, Table, kind_of, require_classes
 
 MOST_CATEGORIES = 256  # More different words are names or identifiers: as one-hot columns they only memorise rows.
 TYPOS = 0.01  # Of a column's cells: so few words among numbers are mistakes, and never fewer than one is.
@@ -80,6 +80,7 @@ def tabulate(
     if kind == "regression":
         targets = torch.from_numpy(numbers(grid, target))
     else:
+        require_classes_written(grid, target)
         codes, classes = coded(grid, target, public.get(target))
         targets = torch.from_numpy(codes)
         require_classes(grid.where, len(classes), f"column {target!r}")
@@ -135,6 +136,21 @@ def _kind(grid: Grid, target: str) -> Kind:
         return "classification"
     values = np.array([float(cell) for cell in cells if cell.lower() not in MISSING])
     return kind_of(values, where=f"{grid.where}, column {target!r}")
+
+
+def require_classes_written(grid: Grid, target: str) -> None:
+    """Requires that a target of classes does not hold amounts, each of which would be a class.
+
+    Raises:
+        DataError: many different numbers, one of them not whole.
+    """
+    cells = grid.cells[target]
+    if not numeric(cells) or len(set(cells)) <= MOST_CLASSES:
+        return
+    for row, cell in enumerate(cells):
+        value = number(cell)
+        if value is not None and value.is_finite() and value != value.to_integral_value():
+            raise grid.error(target, row, f"{cell!r} is an amount, no class; use a task for regression (linear, mlp)")
 
 
 def require_words(grid: Grid, column: str) -> None:

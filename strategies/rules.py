@@ -50,7 +50,7 @@ def _data_rules(data: Data) -> Iterator[str]:
         yield "data.silo: missing, partition: column needs the CSV column that says whose row it is"
     if by_column and data.silos is not None:
         yield f"data.silos: found {data.silos}, but partition: column takes the silos of the data; remove it"
-    if not by_column and data.silos is None:
+    if not by_column and data.silos is None and (data.silo is None or data.named):
         yield "data.silos: missing, give the number of silos, or use partition: column for those of the data"
     if not data.validation + data.test < 1:
         yield f"data.test: validation + test must be < 1, got {data.validation} + {data.test}; leave rows to train on"
