@@ -85,15 +85,17 @@ class PrivateTrainer:
     def _total(
         self, features: Tensor, targets: Tensor, steps: NoisySteps, pull: Tensor | None
     ) -> tuple[list[Tensor], Tensor]:
-        features, targets = layout_of_images(features).to(self.device), targets.to(self.device)
+        targets = targets.to(self.device)
         if pull is None:
-            return self.sums.total(features, targets, steps)
+            return self.sums.total(layout_of_images(features).to(self.device), targets, steps)
         # A penalty meets gradients that are written out, which only hooks do; those of a convolution go wrong with
         # channels last, and are then refused.
         if self._written is None:
             self._written = ExampleSums(self._module, self.sums.task, hooks=True)
             self._views(self._written)
-        return self._written.total(features, targets, steps, pull=list(self.layout.unflatten(pull).values()))
+        return self._written.total(
+            features.to(self.device), targets, steps, pull=list(self.layout.unflatten(pull).values())
+        )
 
     def _views(self, sums: ExampleSums) -> None:
         """Makes parameters views of the one vector that is trained."""
