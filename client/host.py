@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from client.batches import Plan, plan
 from client.descent import beside
+from client.device import CPU
 from client.dpsgd import DPSGD
 from client.examples import Shards
 from client.personal import PersonalStore
@@ -50,6 +51,7 @@ class SiloHost:
         planted: canary examples of some silos, or None; needs `personal` to keep what becomes of them.
         local: how each silo protects its own update before it leaves, or None.
         rounding: what crossing the link does to numbers; with feedback it needs `personal`.
+        device: where silos that are trained one by one are trained; stacks stay on the CPU.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class SiloHost:
         planted: Planted | None = None,
         local: LocalNoise | None = None,
         rounding: Rounding = Rounding(),  # noqa: B008  # Frozen.
+        device: torch.device = CPU,
     ) -> None:
         if rounding.feedback and personal is None:
             raise ValueError("rounding: feedback needs a store of personal vectors to keep residuals in")
@@ -79,7 +82,7 @@ class SiloHost:
         self.shards, self.metric = shards, shape.metric
         self.held_out: Mapping[Split, Shards | None] = {"test": held_out, "validation": validation}
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
-        self.single = SingleTrainer(module, task, train)
+        self.single = SingleTrainer(module, task, train, device=device)
         chain = task.stack(shape) if stacked else None
         self.stack = StackedTrainer(chain, train) if chain is not None else None
         self.dpsgd, self.planted = None, planted
@@ -281,7 +284,8 @@ class Session:
         if held_out is None:
             raise ValueError(f"data.{self._split}: 0 leaves no held-out rows to evaluate on; set it above 0")
         rows = held_out.silo(self._silos[0])
-        result = evaluate(host.task, host.single.module, host.single.layout, model, rows.features, rows.targets)
+        single, here = host.single, model.to(host.single.device)
+        result = evaluate(host.task, single.module, single.layout, here, rows.features, rows.targets)
         return {name: torch.tensor(value) for name, value in result.items()}
 
     def _plan(self) -> tuple[Plan, streams.Keys]:

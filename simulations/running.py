@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from client.device import chosen
 from client.tables import Table
 from privacy.account import BudgetSpent
 from privacy.ledger import Ledger
@@ -266,8 +267,9 @@ class ActiveRun:
         rows = self.federation.public_test
         if rows is None:
             return None
-        module, layout = self.model.module, setup.layout(self.model)
-        return lambda model: evaluate(self.experiment.task, module, layout, model, rows.features, rows.targets)
+        task, device, layout = self.experiment.task, chosen(self.experiment.engine.device), setup.layout(self.model)
+        module = self.model.module.to(device)
+        return lambda model: evaluate(task, module, layout, model.to(device), rows.features, rows.targets)
 
 
 def run(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.errors import DataError
-from simulations.data.carriers import cache
 from strategies.backbones import backbone
+from strategies.cache import cache
 
 if TYPE_CHECKING:  # Registered with the engines; torch is loaded when a backbone is made.
     from torch import Tensor, nn

@@ -28,12 +28,14 @@ class Source:
         load: group column (or None) to all rows and, where the data has an official test set, that.
         groups: the columns that may be asked for as groups.
         carrier: whether it must be fetched first.
+        needs: carriers beside its own.
     """
 
     about: str
     load: Loader
     groups: tuple[str, ...] = ()
     carrier: bool = True
+    needs: tuple[str, ...] = ()
 
 
 def digits(group: str | None) -> tuple[Table, None]:
@@ -120,6 +122,13 @@ def shakespeare(group: str | None) -> tuple[Table, None]:
     return plays.load(), None
 
 
+def healthtweets(group: str | None) -> tuple[Table, None]:
+    """Loads the tweets of health desks; see `simulations.data.tweets`."""
+    from simulations.data import tweets
+
+    return tweets.load(), None
+
+
 SOURCES: dict[str, Source] = {
     "digits": Source("1,797 digits of 8 x 8 pixels, 10 classes; nothing to fetch", digits, carrier=False),
     "digits:rotated": Source(
@@ -136,6 +145,11 @@ SOURCES: dict[str, Source] = {
         "32,561 + 16,281 people of a US census, income above 50,000 or not; own test set", adult, ("sex", "race")
     ),
     "shakespeare": Source("next characters in plays, windows of 80; silos: the large roles", shakespeare),
+    "healthtweets": Source(
+        "14,306 tweets as 48 tokens, which of 12 health words is masked; silos: 16 news outlets",
+        healthtweets,
+        needs=("minilm",),
+    ),
     "schools:exam": Source(
         "4,059 pupils, exam score from intake; silos: 65 London schools", partial(schools, "exam"), ("sex", "type")
     ),

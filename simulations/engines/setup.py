@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from client.device import chosen
 from client.host import SiloHost
 from client.personal import PersonalStore
 from client.planted import CHANGE, Planted
@@ -77,6 +78,7 @@ def host(
         planted=_planted(experiment, built),
         local=protection(experiment),
         rounding=_rounding(experiment),
+        device=chosen(experiment.engine.device),
     )
 
 

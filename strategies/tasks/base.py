@@ -75,11 +75,13 @@ class Task(ABC):
         kinds: the kinds of data it accepts, of "classification", "regression" and "sequence".
         places: keys that may hold a path of this machine, which is no part of the experiment's digest. What the file
             holds must be frozen in the model: then it is a part of the run's identity.
+        tokens: whether rows are tokens, `(rows, length)` int64, and not quantities.
     """
 
     name: ClassVar[str] = ""
     kinds: ClassVar[frozenset[str]] = frozenset()
     places: ClassVar[frozenset[str]] = frozenset()
+    tokens: ClassVar[bool] = False
 
     @abstractmethod
     def module(self, shape: Shape) -> nn.Module:

@@ -48,6 +48,7 @@ class LoRA(Task):
         if isinstance(self.base, LoRA):
             raise ValueError("base: adapters on adapters; give the task that is adapted")
         object.__setattr__(self, "kinds", self.base.kinds)  # An instance is for what its own base is for.
+        object.__setattr__(self, "tokens", self.base.tokens)
 
     def module(self, shape: Shape) -> nn.Module:
         """The base with its weights, frozen, and adapters that add nothing yet.
