@@ -38,24 +38,30 @@ class Method:
     drawn: bool = True
 
 
+def strategy(keys: str) -> str:
+    """The whole section, with the server optimizer that all methods share."""
+    return f"strategy={{{keys}, server: {{name: adam, learning_rate: 0.005, beta2: 0.999, eps: 1.0e-8}}}}"
+
+
 def sparse(density: float) -> tuple[str, ...]:
     """FLASC at one density both ways."""
-    return ("strategy.name=flasc", f"strategy.density_down={density}", f"strategy.density_up={density}")
+    return (strategy(f"name: flasc, density_down: {density}, density_up: {density}"),)
 
 
-TIERS = "strategy.tiers=[{down: 0.0625, up: 0.0625}, {down: 0.25, up: 0.25}, {down: 1.0, up: 1.0}]"
+DENSE = strategy("name: fedavg")
+TIERS = "tiers: [{down: 0.0625, up: 0.0625}, {down: 0.25, up: 0.25}, {down: 1.0, up: 1.0}]"
 METHODS: Mapping[str, Method] = {
-    "dense": Method("dense LoRA"),
+    "dense": Method("dense LoRA", (DENSE,)),
     "flasc_4": Method("FLASC 1/4", sparse(1 / 4)),
     "flasc_10": Method("FLASC 1/10", sparse(1 / 10)),
     "flasc_16": Method("FLASC 1/16", sparse(1 / 16)),
-    "fixed_10": Method("fixed mask 1/10", ("strategy.name=fixed_mask", "strategy.density=0.1")),
-    "pruning": Method("gradual pruning", ("strategy.name=pruning",)),
-    "ffa": Method("FFA-LoRA", ("task.freeze=a",)),
-    "rank_4": Method("rank 4", ("task.rank=4", "task.alpha=4"), drawn=False),
-    "rank_1": Method("rank 1", ("task.rank=1", "task.alpha=1"), drawn=False),
-    "flasc_tiers": Method("FLASC, tiers 1/16, 1/4, 1", ("strategy.name=flasc", TIERS), drawn=False),
-    "rank_tiers": Method("rank tiers 1, 4, 16", ("strategy.name=rank_tiers", "strategy.ranks=[1, 4, 16]"), drawn=False),
+    "fixed_10": Method("fixed mask 1/10", (strategy("name: fixed_mask, density: 0.1"),)),
+    "pruning": Method("gradual pruning", (strategy("name: pruning"),)),
+    "ffa": Method("FFA-LoRA", (DENSE, "task.freeze=a")),
+    "rank_4": Method("rank 4", (DENSE, "task.rank=4", "task.alpha=4"), drawn=False),
+    "rank_1": Method("rank 1", (DENSE, "task.rank=1", "task.alpha=1"), drawn=False),
+    "flasc_tiers": Method("FLASC, tiers 1/16, 1/4, 1", (strategy(f"name: flasc, {TIERS}"),), drawn=False),
+    "rank_tiers": Method("rank tiers 1, 4, 16", (strategy("name: rank_tiers, ranks: [1, 4, 16]"),), drawn=False),
 }
 QUICK = ("dense", "flasc_4", "flasc_10", "fixed_10")
 
@@ -98,7 +104,11 @@ def accuracies(cells: Sequence[Cell]) -> list[float]:
 
 def whole(cells: Sequence[Cell]) -> list[float]:
     """The same of all that the server holds, the numbers that did not travel included."""
-    return [math.nan if cell.failed else float(cell.result["metrics"]["accuracy"]) for cell in cells]
+    found = []
+    for cell in cells:
+        metrics = cell.result.get("metrics", {"accuracy": math.nan})
+        found.append(float(metrics.get("variants", {}).get("dense", metrics)["accuracy"]))
+    return found
 
 
 def curve(cell: Cell) -> list[tuple[int, float]]:
@@ -106,7 +116,7 @@ def curve(cell: Cell) -> list[tuple[int, float]]:
     served = []
     for index, value in enumerate(cell.rounds.get("accuracy", ())):
         variants = cell.rounds["variants"][index]
-        value = value if not variants else variants["sparse"]["accuracy"]
+        value = variants["sparse"]["accuracy"] if "sparse" in (variants or {}) else value
         if value is not None:
             served.append((index, float(value)))
     return served

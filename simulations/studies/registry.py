@@ -16,6 +16,7 @@ MODULES = (
     "canary_cost",
     "flasc",
     "iterates",
+    "mean_estimation",
     "mr_mtl",
     "one_shot_table",
 )  # Of this folder; each registers its studies.
