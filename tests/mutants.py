@@ -1390,6 +1390,12 @@ MUTANTS = (
         "times = real.sum(1, keepdim=True)",
     ),
     Mutant(
+        "penalty: norms in single precision",
+        "client/private_stacked.py",
+        "values, slopes, pull = _wide(values, slopes, pull)",
+        "values = list(values)",
+    ),
+    Mutant(
         "penalty: hooks leave it out",
         "client/example_sums.py",
         "each = [own + part for own, part in zip(each, pull, strict=True)]",
