@@ -1323,6 +1323,24 @@ MUTANTS = (
         "order[DIGITS:].sort().values",
         "order[DIGITS - 1 :].sort().values",
     ),
+    Mutant(
+        "stacked: silos of uneven lengths come back in another order",
+        "client/stacked.py",
+        "return vectors[back]",
+        "return vectors",
+    ),
+    Mutant(
+        "stacked: a silo with steps left stops",
+        "client/stacked.py",
+        "active = int((count > 0).sum())",
+        "active = max(1, int((count > 0).sum()) - 1)",
+    ),
+    Mutant(
+        "stacked adapters: the signal passes the base alone",
+        "client/stacked_adapters.py",
+        "return self.base.below(signal).baddbmm_(low, self.into, alpha=self.scaling)",
+        "return self.base.below(signal)",
+    ),
 )
 
 
