@@ -106,8 +106,8 @@ MUTANTS = (
     Mutant(
         "banded: another matrix goes on",
         "simulations/running.py",
-        ', "data": self.federation.fingerprint, **self.plan.matrix}',
-        ', "data": self.federation.fingerprint}',
+        "return known | self.plan.matrix | self._frozen",
+        "return known | self._frozen",
     ),
     Mutant(
         "turns: a silo is back one round too soon",
