@@ -1551,6 +1551,24 @@ MUTANTS = (
         'if wire.values != "float32" and privacy.local is not None:',
         "if False:",
     ),
+    Mutant(
+        "stacked: silos of uneven lengths come back in another order",
+        "client/stacked.py",
+        "return vectors[back]",
+        "return vectors",
+    ),
+    Mutant(
+        "stacked: a silo with steps left stops",
+        "client/stacked.py",
+        "active = int((count > 0).sum())",
+        "active = max(1, int((count > 0).sum()) - 1)",
+    ),
+    Mutant(
+        "stacked adapters: the signal passes the base alone",
+        "client/stacked_adapters.py",
+        "return self.base.below(signal).baddbmm_(low, self.into, alpha=self.scaling)",
+        "return self.base.below(signal)",
+    ),
 )
 
 
