@@ -110,7 +110,7 @@ class PrivateStackedTrainer:
         pull = pull.double()
         inner = [
             (slopes[number] * (torch.bmm(values[number], own.weight.transpose(1, 2)) + own.bias.unsqueeze(1))).sum(-1)
-            for number, own in enumerate(self.dense.layers(pull))
+            for number, own in enumerate(self.dense.dense(pull))
         ]
         both = _squares(values, slopes) + 2.0 * torch.stack(inner).sum(0) + pull.square().sum(-1, keepdim=True)
         factors = steps.factors(both.clamp(min=0.0).sqrt()) * real

@@ -204,7 +204,7 @@ def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", name):  # It names a stream of noise, which no other may share.
             yield f"strategy: {strategy.name} has a channel {name[:40]!r}; name it by letters, digits and _"
-    if privacy.silo is not None:
+    if privacy.silo is not None and names:  # Who sends nothing is told so by the strategy.
         yield from channel_problems(privacy.silo.channels, names)
     if privacy.audit.canaries and "delta" not in strategy.channels(1):
         yield f"privacy.audit.canaries: strategy {strategy.name} has no channel 'delta' to audit; use canaries: 0"

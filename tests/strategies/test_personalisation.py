@@ -1,4 +1,4 @@
-"""MR-MTL on quadratic losses, in double precision: its mean, its fixed points, and what it is at the ends of lambda."""
+"""Personalised strategies on quadratic losses, in double precision: invariants, fixed points, and ends of lambda."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from torch import Tensor
 from privacy.mechanism import ExactSum
 from privacy.release import Collector, Contributions, Release
 from strategies.base import Correction, Penalty, State, Strategy
+from strategies.ditto import Ditto
 from strategies.experiment import Train
 from strategies.fedavg import FedAvg
+from strategies.finetune import FineTune
+from strategies.ifca import IFCA
 from strategies.layout import Layout
 from strategies.local import Local
+from strategies.mocha import Mocha
 from strategies.mr_mtl import MRMTL
 
 torch.set_num_threads(1)
@@ -34,11 +38,13 @@ class Personal(dict[str, Tensor]):
         self.kept, self.silos, self.present = kept, silos, present
 
     def get(self, name: str, default: Tensor) -> Tensor:  # type: ignore[override]
-        rows = self.kept.setdefault(name, torch.zeros(SILOS, SIZE, dtype=torch.float64))[self.silos]
-        return torch.where(self.present[self.silos].unsqueeze(-1), rows, default)
+        if name not in self.kept:
+            return default.expand(len(self.silos), SIZE)
+        return torch.where(self.present[self.silos].unsqueeze(-1), self.kept[name][self.silos], default)
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        self.kept[name][self.silos] = value
+        self.kept.setdefault(name, torch.zeros(SILOS, value.shape[-1], dtype=torch.float64))
+        self.kept[name][self.silos] = value.double()
         self.present[self.silos] = True
 
 
@@ -51,6 +57,7 @@ class Silos:
     train: Train
     best: Tensor = field(default_factory=lambda: BEST)
     step_noise: Tensor = field(default_factory=lambda: torch.zeros(SILOS))
+    costs: Tensor | None = None
 
     @property
     def examples(self) -> Tensor:
@@ -67,7 +74,8 @@ class Silos:
         return weights
 
     def query(self, name: str, models: Tensor, *, rows: Any) -> Tensor:
-        raise NotImplementedError
+        assert self.costs is not None
+        return self.costs[self.index]
 
     def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:
         return {"loss": model}
@@ -89,11 +97,11 @@ class World:
         self.kept: dict[str, Tensor] = {}
         self.present = torch.zeros(SILOS, dtype=torch.bool)
         self.state: State = strategy.init(START, torch.Generator(), Layout(("weight",), ((SIZE,),)))
-        self.deltas = torch.zeros(SIZE, dtype=torch.float64)
+        self.deltas = torch.zeros(strategy.channels(SIZE).get("delta", SIZE), dtype=torch.float64)
 
-    def round(self, number: int, asked: list[int] | None = None) -> None:
+    def round(self, number: int, asked: list[int] | None = None, *, costs: Tensor | None = None) -> None:
         index = torch.tensor(list(range(SILOS)) if asked is None else asked, dtype=torch.int64)
-        silos = Silos(index, Personal(self.kept, index, self.present), self.train, self.best)
+        silos = Silos(index, Personal(self.kept, index, self.present), self.train, self.best, costs=costs)
         sizes = self.strategy.channels(SIZE)
         update = self.strategy.local(silos, self.strategy.instruct(self.state, number))
         bounds = dict.fromkeys(sizes, ExactSum())
@@ -102,7 +110,7 @@ class World:
         collector = Collector(bounds, sizes, expected=SILOS, population=SILOS)
         collector.add(total.partial(0))
         released = collector.release(None, stream=())  # type: ignore[arg-type]
-        self.deltas += released.sums.get("delta", torch.zeros(SIZE))
+        self.deltas += released.sums.get("delta", torch.zeros(SIZE, dtype=torch.float64))
         self.state = self.strategy.aggregate(
             self.state, Wide(released.sums, released.divisors, SILOS), torch.Generator()
         )
@@ -217,3 +225,100 @@ def test_a_silo_is_served_its_own_model_and_a_new_one_the_mean(lam: Any) -> None
 
     assert torch.equal(served(1), world.state["mean"] if lam == "inf" else world.models[1])
     assert torch.equal(served(4), world.state["mean"])
+
+
+def test_ditto_trains_a_federated_model_and_pulls_its_own_to_that() -> None:
+    world = World(Ditto(lam=0.5)).rounds(300)
+    assert apart(world.state["model"], BEST.mean(0)) <= 1e-8
+    assert apart(world.models, (BEST + 0.5 * BEST.mean(0)) / 1.5) <= 1e-8
+    federated = World(FedAvg()).rounds(5)
+    assert apart(World(Ditto(lam=0.5)).rounds(5).state["model"], federated.state["model"]) <= 1e-12
+
+
+def test_ditto_without_a_pull_is_local_training_beside_federated_averaging() -> None:
+    assert torch.equal(World(Ditto(lam=0.0)).rounds(5).models, World(Local()).rounds(5).models)
+
+
+def test_finetune_is_federated_and_then_alone() -> None:
+    world, federated = World(FineTune(shared=3)), World(FedAvg()).rounds(3)
+    world.rounds(3)
+    assert not world.kept  # Nothing of its own yet.
+    shared = world.state["model"]
+    assert apart(shared, federated.state["model"]) <= 1e-12
+    sent = world.deltas.clone()
+    for number in (4, 5):
+        world.round(number)
+    assert torch.equal(world.state["model"], shared)
+    assert torch.equal(world.deltas, sent)  # Nothing more left a silo.
+    alone = shared.expand(SILOS, SIZE)
+    for _ in range(8):
+        alone = alone - 0.1 * (alone - BEST)
+    assert apart(world.models, alone) <= 1e-12
+
+
+def test_mocha_keeps_what_silos_share_and_shrinks_what_they_do_not() -> None:
+    # Bests lie far along one relation between silos and a little along another, one a column. A column is an
+    # eigenvector of the covariance, with r = 5 (its length) / (all lengths), and comes to 1 / (1 + lam / (r + ridge)).
+    best = torch.zeros(SILOS, SIZE, dtype=torch.float64)
+    best[:, 0] = torch.tensor([2.0, 2.2, 1.8, 2.1, -2.0])
+    best[:, 1] = torch.tensor([0.1, -0.1, 0.1, -0.1, 0.0])
+    best[:, 1] -= best[:, 0] * (best[:, 0] @ best[:, 1]) / best[:, 0].square().sum()  # At right angles.
+    world = World(Mocha(lam=0.2, silos=SILOS, ridge=0.2), best=best + START).rounds(300)
+    lengths = (world.models - START).norm(dim=0)[:2]
+    shares = SILOS * lengths / lengths.sum()
+    assert apart(lengths / best.norm(dim=0)[:2], 1 / (1 + 0.2 / (shares + 0.2))) <= 1e-6
+    assert lengths[0] / best[:, 0].norm() > 0.95 > 0.7 > lengths[1] / best[:, 1].norm()
+    assert apart(world.state["models"], world.models) <= 1e-10  # The server knows every model.
+
+
+def test_mochas_pull_is_by_the_inverse_of_the_covariance() -> None:
+    world = World(Mocha(lam=0.2, silos=SILOS, ridge=0.2)).rounds(3)
+    moved = world.models - START
+    values, vectors = torch.linalg.eigh(moved @ moved.T)
+    root = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
+    covariance = root * (SILOS / root.trace()) + 0.2 * torch.eye(SILOS, dtype=torch.float64)
+    asked = world.strategy.instruct(world.state, 4)
+    whole = asked["own"].unsqueeze(-1) * moved + asked["others"]
+    assert apart(covariance @ whole, moved) <= 1e-8
+
+
+def test_ifca_moves_each_model_by_the_mean_of_those_who_chose_it() -> None:
+    world = World(IFCA(clusters=3))
+    first = world.state["models"].clone()
+    assert torch.equal(first[0], START)
+    costs = torch.tensor([[0.0, 1, 1], [1, 0, 1], [1, 0, 1], [0, 1, 1], [0.5, 0.1, 0.2]])
+    world.round(1, costs=costs)
+    groups = [[0, 3], [1, 2, 4], []]
+    for model, group in enumerate(groups):
+        now = first[model]
+        for _ in range(4):
+            now = now - 0.1 * (now - BEST[group].mean(0)) if group else now
+        assert apart(world.state["models"][model], now) <= 1e-12
+    assert world.state["votes"].tolist() == [2, 3, 0]
+    assert torch.equal(world.strategy.predictor(world.state), world.state["models"][1])
+
+
+def test_ifca_with_a_pull_keeps_models_around_their_clusters_mean() -> None:
+    world = World(IFCA(clusters=2, lam=0.5))
+    costs = torch.tensor([[0.0, 1], [0, 1], [1, 0], [1, 0], [1, 0]])
+    for number in range(1, 400):
+        world.round(number, costs=costs)
+    for group, model in (([0, 1], 0), ([2, 3, 4], 1)):
+        mean = BEST[group].mean(0)
+        assert apart(world.state["models"][model], mean) <= 1e-8
+        assert apart(world.models[group], (BEST[group] + 0.5 * mean) / 1.5) <= 1e-8
+
+
+@pytest.mark.parametrize(("proximal", "inside"), [("outside", False), ("inside", True)])
+def test_the_pull_is_outside_of_the_clip_unless_asked_for(proximal: Any, inside: bool, monkeypatch: Any) -> None:
+    seen: list[tuple[bool, bool]] = []
+    original = Silos.fit
+
+    def watched(self: Silos, start: Tensor, **pulls: Any) -> Tensor:
+        seen.append(("correct" in pulls, "penalty" in pulls))
+        return original(self, start, **pulls)
+
+    monkeypatch.setattr(Silos, "fit", watched)
+    World(MRMTL(lam=(0.5,), proximal=proximal)).rounds(2)
+    assert seen == [(not inside, inside)] * 2
+    assert MRMTL().proximal == "outside"
