@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from strategies.base import Correction
+from strategies.base import Correction, Penalty
 from strategies.experiment import Train
 
 
@@ -31,3 +31,10 @@ class Descent:
         if self.momentum is not None:
             gradient = self.momentum.mul_(self.train.momentum).add_(gradient)
         self.weights.sub_(gradient, alpha=self.train.learning_rate)
+
+
+def beside(correct: Correction | None, penalty: Penalty | None) -> Correction | None:
+    """Where no example is clipped, a penalty in each one's gradient adds to their mean, before `correct`."""
+    if penalty is None:
+        return correct
+    return lambda w, g: g + penalty(w) if correct is None else correct(w, g + penalty(w))

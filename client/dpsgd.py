@@ -17,7 +17,7 @@ from client.private_stacked import PrivateStackedTrainer
 from privacy import streams
 from privacy.noise import SystemNoise
 from privacy.steps import NoisySteps
-from strategies.base import Correction
+from strategies.base import Correction, Penalty
 from strategies.experiment import Train
 from strategies.tasks import Chain, Task
 
@@ -72,6 +72,7 @@ class DPSGD:
         fit: int,
         correct: Correction | None,
         record: bool,
+        penalty: Penalty | None = None,
     ) -> tuple[Tensor, list[float]]:
         """Trains some silos; returns `(N,)` or `(silos, N)`, and with `record` their private mean losses.
 
@@ -85,6 +86,7 @@ class DPSGD:
             fit: which fit of the round, from 0.
             correct: acts after the noise.
             record: whether to bring back losses.
+            penalty: added to every example's gradient before it is clipped.
 
         Raises:
             ValueError: the round's fits are used up; nobody paid for another.
@@ -98,11 +100,21 @@ class DPSGD:
         own = [self._steps(round_, fit, silo) for silo in silos]
         trainer = self.trainer
         if isinstance(trainer, PrivateStackedTrainer):
-            trained = trainer.fit(start, rows, plan, steps=own, noise=noise, correct=correct, record=record)
+            trained = trainer.fit(
+                start, rows, plan, steps=own, noise=noise, correct=correct, penalty=penalty, record=record
+            )
         else:
             key = int(keys[0] >> np.uint64(1))
             trained = trainer.fit(
-                start, rows, plan, steps=own[0], noise=noise[0], correct=correct, key=key, record=record
+                start,
+                rows,
+                plan,
+                steps=own[0],
+                noise=noise[0],
+                correct=correct,
+                penalty=penalty,
+                key=key,
+                record=record,
             )
         losses, trainer.losses = trainer.losses, []
         return trained, losses

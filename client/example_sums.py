@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -66,10 +66,13 @@ class ExampleSums:
         """Computes in double precision from now on."""
         self.twin.double()
 
-    def total(self, features: Tensor, targets: Tensor, steps: NoisySteps) -> tuple[list[Tensor], Tensor]:
+    def total(
+        self, features: Tensor, targets: Tensor, steps: NoisySteps, *, pull: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """The sum of clipped gradients, one tensor per parameter in the order of the layout, and each row's loss.
 
-        An example whose gradient is not finite adds nothing. No rows at all add up to zeros.
+        An example whose gradient is not finite adds nothing. No rows at all add up to zeros. A `pull`, one tensor per
+        parameter, is added to every example's gradient before it is clipped; that takes `hooks`.
 
         Raises:
             UnsupportedModel: examples' gradients are not autograd's, or depend on other rows, which the first batch of
@@ -78,6 +81,8 @@ class ExampleSums:
         if len(targets) == 0:
             return [torch.zeros_like(parameter) for parameter in self.parameters], targets.new_zeros(0).float()
         self._require_apart(features, targets)
+        if pull is not None and self.books is not None:
+            raise ValueError("a pull is added to gradients that are written out; use hooks")
         if self.books is not None:
             try:
                 return self.books.total(features, targets, steps)
@@ -85,7 +90,7 @@ class ExampleSums:
                 self.books.close()
                 self.books = None
                 self._wrap()
-        return self._by_hooks(features, targets, steps)
+        return self._by_hooks(features, targets, steps, pull)
 
     def _require_apart(self, features: Tensor, targets: Tensor) -> None:
         """Looks at batches until one has shown that rows are treated apart; a single row has none to be mixed with."""
@@ -104,8 +109,12 @@ class ExampleSums:
         except Exception as error:  # Opacus has no common class for what it refuses.
             raise UnsupportedModel(_refusal(self.name, error)) from error
 
-    def _by_hooks(self, features: Tensor, targets: Tensor, steps: NoisySteps) -> tuple[list[Tensor], Tensor]:
+    def _by_hooks(
+        self, features: Tensor, targets: Tensor, steps: NoisySteps, pull: Sequence[Tensor] | None
+    ) -> tuple[list[Tensor], Tensor]:
         losses, each = self._hooked(features, targets)
+        if pull is not None:
+            each = [own + part for own, part in zip(each, pull, strict=True)]
         factors = steps.factors(torch.stack([own.flatten(1).norm(dim=1) for own in each]).norm(dim=0))
         unused = factors == 0
         if bool(unused.any()):  # A factor of 0 would still turn what is not finite into NaN.

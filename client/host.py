@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from client.batches import Plan, plan
+from client.descent import beside
 from client.dpsgd import DPSGD
 from client.examples import Shards
 from client.personal import PersonalStore
 from client.planted import Planted
+from client.queries import Queries
+from client.rounding import Rounding
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
 from client.stacked_adapters import StackedAdapters
@@ -21,9 +24,11 @@ from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Evaluation, Instruction, Strategy
+from strategies.base import Correction, Evaluation, Instruction, Penalty, Rows, Split, Strategy
 from strategies.experiment import Train
+from strategies.layout import Layout
 from strategies.tasks import Shape, Task, evaluate
+from strategies.traffic import message, require_kept
 
 
 class SiloHost:
@@ -36,7 +41,8 @@ class SiloHost:
         shape: what the model fits.
         train: the experiment's training section.
         shards: training rows.
-        held_out: rows each silo keeps for evaluation, or None.
+        held_out: rows each silo keeps to test on, or None.
+        validation: rows each silo keeps to choose with, or None.
         seed: of the experiment.
         stacked: train whole chunks at once where the task says how.
         personal: personal vectors, or None for a strategy without.
@@ -44,6 +50,7 @@ class SiloHost:
         secret: their noise and batches come from the operating system, not from the seed.
         planted: canary examples of some silos, or None; needs `personal` to keep what becomes of them.
         local: how each silo protects its own update before it leaves, or None.
+        rounding: what crossing the link does to numbers; with feedback it needs `personal`.
     """
 
     def __init__(
@@ -59,14 +66,19 @@ class SiloHost:
         seed: int,
         stacked: bool,
         personal: PersonalStore | None,
+        validation: Shards | None = None,
         examples: Sequence[NoisySteps] | None = None,
         secret: bool = False,
         planted: Planted | None = None,
         local: LocalNoise | None = None,
+        rounding: Rounding = Rounding(),  # noqa: B008  # Frozen.
     ) -> None:
-        self.local = local
+        if rounding.feedback and personal is None:
+            raise ValueError("rounding: feedback needs a store of personal vectors to keep residuals in")
+        self.local, self.rounding = local, rounding
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
-        self.shards, self.held_out, self.metric = shards, held_out, shape.metric
+        self.shards, self.metric = shards, shape.metric
+        self.held_out: Mapping[Split, Shards | None] = {"test": held_out, "validation": validation}
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
         self.single = SingleTrainer(module, task, train)
         chain = task.stack(shape) if stacked else None
@@ -87,6 +99,7 @@ class SiloHost:
                 secret=secret,
                 planted=planted,
             )
+        self.queries = Queries(strategy.queries, self.single, private=examples is not None, seed=seed, secret=secret)
         self.channel_sizes = strategy.channels(self.single.layout.size)
 
     def contribute(
@@ -99,17 +112,22 @@ class SiloHost:
         record: bool = False,
     ) -> Partial:
         """Trains a chunk of silos and returns their clipped sums; with `record`, their private losses too."""
-        out = Contributions(mechanisms, self.channel_sizes)
+        out = Contributions(mechanisms, self.channel_sizes, reveals=self.strategy.reveals)
+        kept = self.strategy.kept(self.single.layout, instruction.round, instruction.tier)
+        sent = kept if self.local is None else {}  # The silo's own noise leaves no number at zero.
         losses: list[float] = []
         spoilt: list[int] = []
+        instruction = self.rounding.received(instruction)
         for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
             session = Session(self, group, instruction.round, record=record, training=True)
             update = self.strategy.local(session, instruction)
-            channels = update.channels
+            # Before any clip, so that no rounding makes a clipped update longer.
+            channels = self.rounding.sent(update.channels, session.state, self.channel_sizes)
             if self.local is not None:  # The last step on the silo's side: what follows is the server's.
                 channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
                 spoilt += broken
-            out.add(channels, update.weight, group)
+            require_kept(update.channels, kept)
+            out.add(channels, update.weight, group, message(self.channel_sizes, sent, self.rounding.values))
             if self.planted is not None and self.personal is not None:
                 self.planted.keep(session.changes, self.personal)
             losses += session.losses
@@ -117,15 +135,19 @@ class SiloHost:
             self.personal.forget([failure.silo for failure in out.failures] + spoilt)
         return out.partial(chunk, losses)
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
-        """Evaluates what silos are served, each on its own held-out rows."""
-        held_out = self.held_out
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
+        """Evaluates what silos are served, each on its own held-out rows; see `server.link.Link`."""
+        held_out = self.held_out[split]
         if held_out is None:
             return Evaluation((), (), (), ())
         kept = [silo for silo in silos if int(held_out.sizes[silo]) > 0]
-        results = []
+        results, instruction = [], self.rounding.received(instruction)
         for silo in kept:
-            session = Session(self, [silo], instruction.round, record=False, stacked=False)
+            session = Session(self, [silo], instruction.round, record=False, stacked=False, split=split)
+            if fresh and self.personal is not None:
+                session.state = self.personal.unwritten([silo])
             results.append(self.strategy.evaluate(session, instruction))
         return Evaluation(
             tuple(kept),
@@ -147,10 +169,12 @@ class Session:
         record: bool,
         stacked: bool | None = None,
         training: bool = False,
+        split: Split = "test",
     ) -> None:
         self._host, self._silos, self._record, self._round = host, list(silos), record, round_
         self._stacked = (host.stack is not None) if stacked is None else stacked
-        self._fits, self._training = 0, training
+        self._fits, self._training, self._split = 0, training, split
+        self._asked: set[str] = set()
         self.losses: list[float] = []
         self.changes: dict[int, Tensor] = {}
         self.state: MutableMapping[str, Tensor] = (
@@ -163,14 +187,40 @@ class Session:
         sizes = torch.from_numpy(self._host.sizes[self._silos]).float()
         if self._host.dpsgd is not None:
             sizes = torch.tensor([float(self._host.dpsgd.silos[silo].rows) for silo in self._silos])
-        return sizes if self._stacked else sizes[0]
+        return self._shaped(sizes)
 
-    def fit(self, start: Tensor, *, correct: Correction | None = None) -> Tensor:
+    @property
+    def layout(self) -> Layout:
+        """Which stretch of a vector is which parameter; see `strategies.base.Silo`."""
+        return self._host.single.layout
+
+    @property
+    def index(self) -> Tensor:
+        """Which silo, `()` or `(silos,)` int64."""
+        return self._shaped(torch.tensor(self._silos, dtype=torch.int64))
+
+    @property
+    def step_noise(self) -> Tensor:
+        """Std of the noise in one number of a step's gradient, `()` or `(silos,)` float32."""
+        dpsgd = self._host.dpsgd
+        stds = [0.0 if dpsgd is None else dpsgd.silos[silo].std for silo in self._silos]
+        return self._shaped(torch.tensor(stds, dtype=torch.float32))
+
+    @property
+    def train(self) -> Train:
+        """The experiment's training section."""
+        return self._host.train
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        return values if self._stacked else values[0]
+
+    def fit(self, start: Tensor, *, correct: Correction | None = None, penalty: Penalty | None = None) -> Tensor:
         """Trains from `start`; see `strategies.base.Silo.fit`."""
         host = self._host
         if host.dpsgd is not None:
-            return self._private_fit(host.dpsgd, start, correct)
+            return self._private_fit(host.dpsgd, start, correct, penalty)
         batches, keys = self._plan()
+        correct = beside(correct, penalty)
         self._fits += 1
         trainer: SingleTrainer | StackedTrainer
         if self._stacked and host.stack is not None:
@@ -183,7 +233,7 @@ class Session:
         trainer.losses = []
         return trained
 
-    def _private_fit(self, dpsgd: DPSGD, start: Tensor, correct: Correction | None) -> Tensor:
+    def _private_fit(self, dpsgd: DPSGD, start: Tensor, correct: Correction | None, penalty: Penalty | None) -> Tensor:
         host = self._host
         trained, losses = dpsgd.fit(
             start,
@@ -194,6 +244,7 @@ class Session:
             round_=self._round,
             fit=self._fits,
             correct=correct,
+            penalty=penalty,
             record=self._record,
         )
         self._fits += 1
@@ -202,14 +253,38 @@ class Session:
             host.planted.see(self.changes, self._silos, start, trained)
         return trained
 
+    def query(self, name: str, models: Tensor, *, rows: Rows) -> Tensor:
+        """A sum over the silo's training rows; see `strategies.base.Silo.query`.
+
+        Raises:
+            ValueError: not declared, or asked in this round already: nobody paid for it.
+        """
+        host = self._host
+        if name not in host.queries.declared or name in self._asked:
+            raise ValueError(
+                f"query {name!r} was not declared, or was asked in this round already; declare it once more"
+            )
+        if host.dpsgd is not None and not self._training:
+            raise ValueError(f"query {name!r}: nobody pays for it outside of a round; ask it in `local`")
+        self._asked.add(name)
+        each = models.expand(len(self._silos), *models.shape[-2:])
+        answers = [
+            host.queries.answer(name, silo, self._round, host.shards.silo(silo), own, rows)
+            for silo, own in zip(self._silos, each)
+        ]
+        if not answers:  # A stack of no silos at all.
+            return torch.zeros(0, host.queries.declared[name].size)
+        return self._shaped(torch.stack(answers))
+
     def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:
         """Loss and score on the silo's held-out rows; see `strategies.base.Silo.evaluate`."""
         host = self._host
         if host.dpsgd is not None and self._training:
             raise ValueError("privacy.example: an update must not depend on held-out rows, which nobody paid for")
-        if host.held_out is None:
-            raise ValueError("data.test: 0 leaves no held-out rows to evaluate on; set it above 0")
-        rows = host.held_out.silo(self._silos[0])
+        held_out = host.held_out[self._split]
+        if held_out is None:
+            raise ValueError(f"data.{self._split}: 0 leaves no held-out rows to evaluate on; set it above 0")
+        rows = held_out.silo(self._silos[0])
         result = evaluate(host.task, host.single.module, host.single.layout, model, rows.features, rows.targets)
         return {name: torch.tensor(value) for name, value in result.items()}
 

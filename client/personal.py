@@ -37,6 +37,10 @@ class PersonalStore:
         """The vectors of some silos, as the silo half of a strategy sees them."""
         return PersonalRows(self, np.asarray(silos, dtype=np.int64), stacked=stacked)
 
+    def unwritten(self, silos: Sequence[int]) -> PersonalRows:
+        """The vectors of one silo as if it had never been asked; nothing can be written to them."""
+        return PersonalRows(self, np.asarray(silos, dtype=np.int64), stacked=False, fresh=True)
+
     def forget(self, silos: Sequence[int]) -> None:
         """Takes back what silos staged in this round, because their update was refused."""
         for marks in self.marks.values():
@@ -92,23 +96,37 @@ class PersonalStore:
 class PersonalRows(MutableMapping[str, Tensor]):
     """Named vectors of one silo `(N,)`, or of a stack `(silos, N)`. Reading sees the last committed round."""
 
-    def __init__(self, store: PersonalStore, silos: np.ndarray[tuple[int], np.dtype[np.int64]], *, stacked: bool):
-        self._store, self._silos, self._stacked = store, silos, stacked
+    def __init__(
+        self,
+        store: PersonalStore,
+        silos: np.ndarray[tuple[int], np.dtype[np.int64]],
+        *,
+        stacked: bool,
+        fresh: bool = False,
+    ):
+        self._store, self._silos, self._stacked, self._fresh = store, silos, stacked, fresh
+
+    def _present(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        if self._fresh:
+            return np.zeros(len(self._silos), dtype=np.bool_)
+        return np.asarray(self._store.present[name][self._silos] != 0)
 
     def get(self, name: str, default: Tensor) -> Tensor:  # type: ignore[override]
         """The vectors; `default` `(N,)` for silos that never wrote one, as a late joiner."""
-        present = torch.from_numpy(self._store.present[name][self._silos] != 0)
+        present = torch.from_numpy(self._present(name))
         rows = torch.from_numpy(np.array(self._store.current[name][self._silos]))
         values = torch.where(present[:, None], rows, default)
         return values if self._stacked else values[0]
 
     def __getitem__(self, name: str) -> Tensor:
-        if not self._store.present[name][self._silos].all():
+        if not self._present(name).all():
             raise KeyError(f"{name}: never written by some of these silos; use get(name, default)")
         values = torch.from_numpy(np.array(self._store.current[name][self._silos]))
         return values if self._stacked else values[0]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
+        if self._fresh:
+            raise TypeError(f"personal vector {name!r} is of a silo that was never asked, and stays unwritten")
         expected = (len(self._silos), self._store.sizes[name])
         if tuple(value.shape) != (expected if self._stacked else expected[1:]):  # Never broadcast.
             raise ValueError(f"personal vector {name!r} has shape {tuple(value.shape)} where {expected} was declared")

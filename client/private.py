@@ -12,7 +12,7 @@ from client.examples import Examples
 from client.single import layout_of_images
 from privacy.noise import SystemNoise
 from privacy.steps import NoisySteps
-from strategies.base import Correction
+from strategies.base import Correction, Penalty
 from strategies.experiment import Train
 from strategies.layout import Layout
 from strategies.tasks import Task
@@ -27,10 +27,11 @@ class PrivateTrainer:
 
     def __init__(self, module: nn.Module, task: Task, train: Train) -> None:
         self.train, self.sums = train, ExampleSums(module, task)
-        layout = Layout.of(module)
-        self.weights = torch.zeros(layout.size)
-        for parameter, view in zip(self.sums.parameters, layout.unflatten(self.weights).values()):
-            parameter.data = view
+        self.layout = Layout.of(module)
+        self.weights = torch.zeros(self.layout.size)
+        self._views(self.sums)
+        self._module = module
+        self._written: ExampleSums | None = None
         self.losses: list[float] = []
 
     def fit(
@@ -42,6 +43,7 @@ class PrivateTrainer:
         steps: NoisySteps,
         noise: torch.Generator | SystemNoise,
         correct: Correction | None = None,
+        penalty: Penalty | None = None,
         key: int = 0,
         record: bool = False,
     ) -> Tensor:
@@ -56,6 +58,7 @@ class PrivateTrainer:
             steps: clip, noise and divisor.
             noise: the silo's own for this fit.
             correct: acts after the noise, on weights and gradient alone.
+            penalty: added to every row's gradient before it is clipped.
             key: seeds layers that draw (dropout); the process's own generator is left as it was.
             record: append the mean loss over all rows seen to `losses`; private.
         """
@@ -65,9 +68,27 @@ class PrivateTrainer:
             torch.manual_seed(key)
             for step in range(plan.steps):
                 batch = rows.select(plan.rows[0, step, : int(plan.counts[0, step])])
-                sums, losses = self.sums.total(layout_of_images(batch.features), batch.targets, steps)
+                sums, losses = self._total(batch.features, batch.targets, steps, penalty)
                 descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))
                 seen.append(losses)
         if record:
             self.losses.append(float(torch.cat(seen).mean()))  # NaN without a row: there is no loss.
         return self.weights.clone()
+
+    def _total(
+        self, features: Tensor, targets: Tensor, steps: NoisySteps, penalty: Penalty | None
+    ) -> tuple[list[Tensor], Tensor]:
+        if penalty is None:
+            return self.sums.total(layout_of_images(features), targets, steps)
+        # A penalty meets gradients that are written out, which only hooks do; those of a convolution go wrong with
+        # channels last, and are then refused.
+        if self._written is None:
+            self._written = ExampleSums(self._module, self.sums.task, hooks=True)
+            self._views(self._written)
+        pull = self.layout.unflatten(penalty(self.weights))
+        return self._written.total(features, targets, steps, pull=list(pull.values()))
+
+    def _views(self, sums: ExampleSums) -> None:
+        """Makes parameters views of the one vector that is trained."""
+        for parameter, view in zip(sums.parameters, self.layout.unflatten(self.weights).values()):
+            parameter.data = view

@@ -18,7 +18,7 @@ from client.examples import Examples
 from client.stacked import StackedTrainer
 from privacy.noise import SystemNoise
 from privacy.steps import NoisySteps
-from strategies.base import Correction
+from strategies.base import Correction, Penalty
 from strategies.experiment import Train
 from strategies.tasks import Chain
 
@@ -39,6 +39,7 @@ class PrivateStackedTrainer:
         steps: Sequence[NoisySteps],
         noise: Sequence[torch.Generator | SystemNoise],
         correct: Correction | None = None,
+        penalty: Penalty | None = None,
         record: bool = False,
     ) -> Tensor:
         """Trains every silo of a Poisson plan from `start`, `(N,)` or `(silos, N)`; returns `(silos, N)`.
@@ -51,7 +52,8 @@ class PrivateStackedTrainer:
         for step in range(plan.steps):
             count = plan.counts[:, step]
             index = plan.rows[:, step, : int(count.max())]
-            sums, losses = self.sums(weights, rows, index, count, steps)
+            pull = None if penalty is None else penalty(weights)
+            sums, losses = self.sums(weights, rows, index, count, steps, pull)
             descent.step(torch.stack([own.release(part, rng) for own, part, rng in zip(steps, sums, noise)]))
             total += losses
         if record:
@@ -59,7 +61,13 @@ class PrivateStackedTrainer:
         return weights
 
     def sums(
-        self, weights: Tensor, rows: Examples, index: Tensor, count: Tensor, steps: Sequence[NoisySteps]
+        self,
+        weights: Tensor,
+        rows: Examples,
+        index: Tensor,
+        count: Tensor,
+        steps: Sequence[NoisySteps],
+        pull: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The sums of clipped gradients, `(silos, N)`, and the sums of losses, `(silos,)`.
 
@@ -69,6 +77,7 @@ class PrivateStackedTrainer:
             index: `(silos, batch)`, the rows of each silo's batch; what is past `count` is padding.
             count: `(silos,)`.
             steps: of each silo; all clip alike.
+            pull: `(silos, N)`, a silo's vector that is added to each of its rows' gradients before the clip.
         """
         silos, batch = index.shape
         if batch == 0:
@@ -84,17 +93,39 @@ class PrivateStackedTrainer:
         values = self.dense.forward(layers, features)
         losses = self.dense.row_losses(values[-1], goals).masked_fill(~real, 0.0).sum(1)
         slopes = dict(self.dense.signals(layers, values, self.dense.slopes(values[-1], goals)))
-        factors = steps[0].factors(_norms(values, slopes)) * real
+        if pull is not None:
+            return self._pulled(values, slopes, real, steps[0], pull.expand_as(weights)).to(weights.dtype), losses
+        factors = steps[0].factors(_squares(values, slopes).sqrt()) * real
         return _weighted(values, slopes, factors), losses
 
+    def _pulled(
+        self, values: Sequence[Tensor], slopes: dict[int, Tensor], real: Tensor, steps: NoisySteps, pull: Tensor
+    ) -> Tensor:
+        """The sum of the clipped g + r, where r is the pull: |g + r|^2 = |g|^2 + 2 <g, r> + |r|^2, layer by layer.
 
-def _norms(values: Sequence[Tensor], slopes: dict[int, Tensor]) -> Tensor:
-    """The norm of each row's whole gradient, `(silos, batch)`."""
+        In double precision: gradient and pull may cancel, and what single precision leaves of two long vectors would be
+        clipped by a norm that is too small.
+        """
+        values, slopes = [value.double() for value in values], {at: slope.double() for at, slope in slopes.items()}
+        pull = pull.double()
+        inner = [
+            (slopes[number] * (torch.bmm(values[number], own.weight.transpose(1, 2)) + own.bias.unsqueeze(1))).sum(-1)
+            for number, own in enumerate(self.dense.dense(pull))
+        ]
+        both = _squares(values, slopes) + 2.0 * torch.stack(inner).sum(0) + pull.square().sum(-1, keepdim=True)
+        factors = steps.factors(both.clamp(min=0.0).sqrt()) * real
+        times = factors.sum(1, keepdim=True)
+        shared = torch.where(times > 0, times * pull, 0.0)  # A pull that is not finite went with its rows.
+        return _weighted(values, slopes, factors) + shared
+
+
+def _squares(values: Sequence[Tensor], slopes: dict[int, Tensor]) -> Tensor:
+    """The squared norm of each row's whole gradient, `(silos, batch)`."""
     squares = [
         slope.square().sum(-1) * (values[number].square().sum(-1) + 1.0)  # The 1 is the bias.
         for number, slope in slopes.items()
     ]
-    return torch.stack(squares).sum(0).sqrt()
+    return torch.stack(squares).sum(0)
 
 
 def _weighted(values: Sequence[Tensor], slopes: dict[int, Tensor], factors: Tensor) -> Tensor:

@@ -47,6 +47,11 @@ class NoisySteps:
         """Chance that an example is in a batch: the silo draws by it and the accountant prices it."""
         return self.batch / self.rows
 
+    @property
+    def std(self) -> float:
+        """Std of the noise on one number of the gradient that a step goes along; public."""
+        return self.noise_multiplier * self.clip_norm / self.batch
+
     def event(self, steps: int) -> Event:
         """What so many steps cost an example of the silo, whether or not it was in a batch."""
         step = Gaussian(self.noise_multiplier)

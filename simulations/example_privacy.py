@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from privacy.accountant import Bracket, epsilon, noise_multiplier_for, upper_epsilon
-from privacy.events import Event, Repeated
+from privacy.events import Composed, Event, Repeated
 from privacy.ledger import Charge, Ledger
 from privacy.spending import History, event_of, history
 from privacy.steps import NoisySteps
@@ -39,6 +39,7 @@ class ExamplePlan:
         rounds: of the run.
         delta: of epsilon.
         budgets: epsilon that each silo's examples may spend in all runs; empty without such a budget.
+        queries: what else a silo that is asked is asked of its rows in a round.
     """
 
     silos: tuple[NoisySteps, ...]
@@ -46,11 +47,12 @@ class ExamplePlan:
     rounds: int
     delta: float
     budgets: tuple[float, ...] = ()
+    queries: tuple[Event, ...] = ()
 
     @property
     def events(self) -> tuple[Event, ...]:
         """What a round costs an example of each silo that is asked."""
-        return tuple(silo.event(self.steps) for silo in self.silos)
+        return tuple(_beside(silo.event(self.steps), self.queries) for silo in self.silos)
 
     @property
     def charges(self) -> list[Charge]:
@@ -99,18 +101,23 @@ def plan(experiment: Experiment, population: int) -> ExamplePlan | None:
         raise ConfigError(problems)
     assert experiment.train.steps is not None  # The rules ask for it.
     steps = experiment.train.steps * experiment.strategy.fits
-    rows = _spread(example.rows, population)
+    rows, queries = (
+        _spread(example.rows, population),
+        tuple(each.event for each in experiment.strategy.queries.values()),
+    )
     if example.noise_multiplier is not None:
         noise = _spread(example.noise_multiplier, population)
     else:
         assert example.epsilon is not None  # The rules ask for one of the two.
         wanted = list(zip(_spread(example.epsilon, population), rows))
-        least = {each: _least_noise(example, *each, steps * experiment.rounds) for each in set(wanted)}
+        asked = tuple(Repeated(query, experiment.rounds) for query in queries)
+        _require_room(asked, min(example.epsilon), example.delta)
+        least = {each: _least_noise(example, *each, steps * experiment.rounds, asked) for each in set(wanted)}
         noise = tuple(least[each] for each in wanted)
     silos = noisy_steps(example, noise)
     limit = experiment.budget.example if experiment.budget is not None else None
     budgets = () if limit is None else _spread(limit.epsilon, population)
-    return ExamplePlan(silos, steps, experiment.rounds, example.delta, budgets)
+    return ExamplePlan(silos, steps, experiment.rounds, example.delta, budgets, queries)
 
 
 def noisy_steps(example: ExamplePrivacy, noise: Sequence[float]) -> tuple[NoisySteps, ...]:
@@ -152,11 +159,28 @@ def spent_by(plan: ExamplePlan, ledger: Ledger, silo: int) -> Bracket:
     return _price(history(ledger.spent_by(UNIT, [silo])[silo]), plan.delta)
 
 
-def _least_noise(example: ExamplePrivacy, target: float, rows: int, steps: int) -> float:
+def _least_noise(example: ExamplePrivacy, target: float, rows: int, steps: int, queries: tuple[Event, ...]) -> float:
     def build(noise: float) -> Event:
-        return NoisySteps(example.clip_norm, noise, example.batch, rows).event(steps)
+        return _beside(NoisySteps(example.clip_norm, noise, example.batch, rows).event(steps), queries)
 
     return noise_multiplier_for(target, example.delta, build, neighbours="add_remove")
+
+
+def _require_room(asked: tuple[Event, ...], target: float, delta: float) -> None:
+    """Queries have a price of their own, and steps need what they leave of an epsilon."""
+    alone = upper_epsilon(Composed(asked), delta, neighbours=NEIGHBOURS) if asked else 0.0
+    if not alone < target:
+        raise ConfigError(
+            [
+                f"privacy.example.epsilon: {target:g} is less than the {alone:.4g} that the strategy's queries cost "
+                "alone; raise it, or make them cheaper (strategy ifca: choice_epsilon)"
+            ]
+        )
+
+
+def _beside(steps: Event, queries: tuple[Event, ...]) -> Event:
+    """Steps and queries of the same rows; steps alone stay as they are, as ledgers know them."""
+    return Composed((steps, *queries)) if queries else steps
 
 
 def _spread(values: Sequence[Any], population: int) -> tuple[Any, ...]:
@@ -168,8 +192,9 @@ def _price(spent: History, delta: float) -> Bracket:
 
 
 def _steps(spent: History) -> int:
-    """Noisy steps in a history, whose events are all repeated steps."""
-    return sum(event.times * times for event, times in spent if isinstance(event, Repeated))
+    """Noisy steps in a history, whose events are repeated steps, some with queries beside them."""
+    parts = ((part, times) for event, times in spent for part in (event, *getattr(event, "events", ())))
+    return sum(part.times * times for part, times in parts if isinstance(part, Repeated))
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -49,6 +49,7 @@ def prepare(experiment: Experiment, *, table: Table | None = None, federation: F
         federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
     plan, model = planning.plan(experiment, len(federation.train)), _model(experiment, federation)
+    _starts(experiment, model)
     planning.require_memory(plan, experiment.strategy.channels(model.start.numel()))
     if plan.example is not None:
         _has_example_gradients(experiment, federation, model)
@@ -59,6 +60,15 @@ def _fits(experiment: Experiment, federation: Federation) -> None:
     if federation.kind not in experiment.task.kinds:
         wanted = " or ".join(sorted(experiment.task.kinds))
         raise ConfigError([f"task: {experiment.task.name} is for {wanted}, but the data is {federation.kind}"])
+    if lines := experiment.strategy.misfits(experiment, len(federation.train)):
+        raise ConfigError(lines)
+
+
+def _starts(experiment: Experiment, model: setup.Model) -> None:
+    try:
+        experiment.strategy.init(model.start, torch.Generator(), setup.layout(model))
+    except ValueError as error:  # The model has not what the strategy works on, in one line.
+        raise ConfigError([str(error)]) from error
 
 
 def _has_example_gradients(experiment: Experiment, federation: Federation, model: setup.Model) -> None:

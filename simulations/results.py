@@ -18,8 +18,9 @@ from privacy.accountant import upper_epsilon
 from privacy.events import Composed, Repeated
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
+from server.rows import finite
 from server.turns import charged
-from simulations import auditing, channels, example_privacy, local_privacy
+from simulations import auditing, channels, evaluation, example_privacy, local_privacy
 from simulations.engines import setup
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
     """Writes model.safetensors, result.json and report.html; returns what result.json holds."""
     experiment, rows = active.experiment, active.store.rows()
     checkpoint = active.store.load()
-    state = checkpoint.state if checkpoint is not None else experiment.strategy.init(active.model.start, _unused_rng())
+    state = checkpoint.state if checkpoint is not None else active.training.first()
     predictor = experiment.strategy.predictor(state)
     result = {
         "name": experiment.name,
@@ -65,20 +66,17 @@ def finish(active: ActiveRun) -> dict[str, Any]:
 
 def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) -> dict[str, Any]:
     """Loss and score on the public test set, and the spread over silos where private numbers may be shown."""
-    metric = active.model.shape.metric
-    measured: dict[str, Any] = {metric: None, "loss": None, "per_silo": None}
+    measured: dict[str, Any] = {active.model.shape.metric: None, "loss": None, "per_silo": None}
     if active.training.evaluate is not None:
-        measured |= {name: _number(value) for name, value in active.training.evaluate(predictor).items()}
-    if active.records and active.federation.test is not None:
-        instruction = active.experiment.strategy.instruct(state, active.experiment.rounds + 1)
-        spread = active.link.evaluate(instruction, range(active.link.population))
-        if spread.score:
-            p10, p50, p90 = np.percentile(spread.score, [10, 50, 90]).tolist()
-            measured["per_silo"] = {"p10": _number(p10), "p50": _number(p50), "p90": _number(p90)}
-        if active.training.evaluate is None and spread.rows:
-            measured[metric] = float(np.average(spread.score, weights=spread.rows))
-            measured["loss"] = float(np.average(spread.loss, weights=spread.rows))
-    return {name: _number(value) if isinstance(value, float) else value for name, value in measured.items()}
+        measured |= finite(active.training.evaluate(predictor))
+        variants = active.experiment.strategy.variants(state, active.experiment.rounds)
+        measured["variants"] = {name: finite(active.training.evaluate(each)) for name, each in variants.items()}
+    served = evaluation.served(active, state)
+    if "test" in served:
+        measured["per_silo"] = served["test"]["per_silo"]
+        if active.training.evaluate is None:
+            measured |= served["test"]
+    return measured | served
 
 
 def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -191,9 +189,3 @@ def _versions() -> dict[str, str]:
 def _number(value: float) -> float | None:
     """JSON has no infinity: None stands for it."""
     return float(value) if np.isfinite(value) else None
-
-
-def _unused_rng() -> Any:
-    import torch
-
-    return torch.Generator()

@@ -229,6 +229,7 @@ class ActiveRun:
         return Training(
             strategy=experiment.strategy,
             model=self.model.start,
+            layout=setup.layout(self.model),
             sampler=plan.sampler,
             mechanisms=plan.mechanisms,
             rounds=experiment.rounds,
@@ -247,6 +248,7 @@ class ActiveRun:
             ledgers=self._beside,
             admit=self.example_accounts.admit if self.example_accounts is not None else loop.always,
             local=plan.local.charge if plan.local is not None else None,
+            values=experiment.wire.values,
         )
 
     @property

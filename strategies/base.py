@@ -7,30 +7,42 @@ Vectors are flat. The silo half runs on one silo, with vectors `(N,)`, or on a s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from privacy.queries import NoisyQuery
 from privacy.release import Release
+from strategies.layout import Layout
+
+if TYPE_CHECKING:
+    from strategies.experiment import Experiment, Train
 
 State = Mapping[str, Tensor]
 Correction = Callable[[Tensor, Tensor], Tensor]
+Penalty = Callable[[Tensor], Tensor]
+Rows = Callable[[Tensor, Tensor | None], Tensor]
+Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
 class Instruction(Mapping[str, Tensor]):
-    """What the server sends to a silo in one round.
+    """What the server sends to the silos of one tier in one round.
 
     Attributes:
         round: from 1.
-        vectors: named tensors, the same for every silo asked; copies of what was given, so that nothing a silo half
-            does to them reaches the server's state.
+        vectors: named tensors, the same for every silo of the tier; copies of what was given, so that nothing a silo
+            half does to them reaches the server's state.
+        tier: of the silos asked.
+        kept: how many numbers of a vector travel, where the others are zero; left out, all of them do.
     """
 
     round: int
     vectors: Mapping[str, Tensor]
+    tier: int = 0
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vectors", {name: vector.clone() for name, vector in self.vectors.items()})
@@ -45,9 +57,9 @@ class Instruction(Mapping[str, Tensor]):
         return len(self.vectors)
 
     @property
-    def payload(self) -> int:
-        """Numbers sent down to one silo."""
-        return sum(vector.numel() for vector in self.vectors.values())
+    def sizes(self) -> dict[str, int]:
+        """The length of every vector."""
+        return {name: vector.numel() for name, vector in self.vectors.items()}
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,10 @@ class Silo(Protocol):
     Attributes:
         state: personal vectors, `(N,)` or `(silos, N)`; what is written is staged and committed with the round.
         examples: training rows, `()` or `(silos,)` float32; private.
+        index: which silo, from 0, `()` or `(silos,)` int64.
+        step_noise: std of the noise on one number of the gradient that a step of `fit` goes along, `()` or `(silos,)`
+            float32; public, and 0 without example-level privacy.
+        train: the experiment's training section; public.
     """
 
     state: MutableMapping[str, Tensor]
@@ -95,16 +111,55 @@ class Silo(Protocol):
         """Training rows, `()` or `(silos,)` float32."""
         ...
 
-    def fit(self, start: Tensor, *, correct: Correction | None = None) -> Tensor:
+    @property
+    def layout(self) -> Layout:
+        """Which stretch of a vector is which parameter; public."""
+        ...
+
+    @property
+    def index(self) -> Tensor:
+        """Which silo, `()` or `(silos,)` int64."""
+        ...
+
+    @property
+    def step_noise(self) -> Tensor:
+        """Std of the noise in one number of a step's gradient, `()` or `(silos,)` float32."""
+        ...
+
+    @property
+    def train(self) -> Train:
+        """The experiment's training section."""
+        ...
+
+    def fit(self, start: Tensor, *, correct: Correction | None = None, penalty: Penalty | None = None) -> Tensor:
         """Trains from `start` (`(N,)`, broadcast over a stack) as the experiment's `train` section says.
 
         Args:
             start: where to begin.
             correct: turns (parameters, gradient) into the gradient to step with. It acts outside any privacy
                 boundary of the gradient, so it must not read data.
+            penalty: turns parameters into a vector that is added to the gradient of every example before it is
+                clipped, where examples are private; else it adds to the gradient as `correct` can. It reads no data
+                either.
 
         Returns:
             The trained vector, `(N,)` or `(silos, N)`.
+        """
+        ...
+
+    def query(self, name: str, models: Tensor, *, rows: Rows) -> Tensor:
+        """A sum over all the silo's training rows; clipped and noised under example-level privacy, else exact.
+
+        Under silo-level privacy alone it stays in the silo, and only what is sent is priced.
+
+        Args:
+            name: of one of the strategy's `queries`; each may be asked once a round.
+            models: `(models, N)`, the same for every silo, or `(silos, models, N)`.
+            rows: turns the losses of rows under the models `(rows, models)`, and the groups of rows `(rows,)` where the
+                data has some, into what each row adds `(rows, size)`. A row's numbers must follow from its own alone.
+
+        Returns:
+            The sum, `(size,)` or `(silos, size)`.
         """
         ...
 
@@ -126,21 +181,45 @@ class Strategy:
         """What in these settings cannot work, a line each; `private`: silo- or example-level privacy is on."""
         return []
 
+    def misfits(self, experiment: Experiment, silos: int) -> list[str]:
+        """What in these settings does not fit the rest of the experiment, or its number of silos; a line each."""
+        return []
+
+    @property
+    def queries(self) -> Mapping[str, NoisyQuery]:
+        """What the silo half asks of single rows in a round, by name; under example-level privacy each is charged."""
+        return {}
+
     def channels(self, size: int) -> Mapping[str, int]:
         """The length of every channel, for a model of `size` trainable numbers."""
         return {"delta": size}
+
+    def kept(self, layout: Layout, round_: int, tier: int) -> Mapping[str, int]:
+        """How many numbers of a channel travel up, where the others are zero; left out, all of them do.
+
+        It decides how long a message is, so it must not depend on rows: every silo of a tier sends as many.
+        """
+        return {}
 
     def personal(self, size: int) -> Mapping[str, int]:
         """The personal vectors a silo keeps between rounds, with their lengths."""
         return {}
 
-    def init(self, model: Tensor, rng: torch.Generator) -> State:
-        """The server's state before round 1, from the initial model `(N,)`."""
+    def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
+        """The server's state before round 1, from the initial model `(N,)`.
+
+        Raises:
+            ValueError: the model has not what the strategy needs; one line.
+        """
         return {"model": model}
 
-    def instruct(self, state: State, round_: int) -> Instruction:
-        """What silos are sent in a round."""
-        return Instruction(round_, {"model": state["model"]})
+    def tier(self, silo: int) -> int:
+        """The tier of a silo, from its number alone: public, and the same in every round."""
+        return 0
+
+    def instruct(self, state: State, round_: int, tier: int = 0) -> Instruction:
+        """What the silos of a tier are sent in a round."""
+        return Instruction(round_, {"model": state["model"]}, tier)
 
     def local(self, silo: Silo, instruction: Instruction) -> Update:
         """The silo half of a round."""
@@ -153,6 +232,10 @@ class Strategy:
     def predictor(self, state: State) -> Tensor:
         """The model that is evaluated, saved and served, `(N,)`."""
         return state["model"]
+
+    def variants(self, state: State, round_: int) -> Mapping[str, Tensor]:
+        """Other models `(N,)` worth looking at beside the predictor after a round, by name."""
+        return {}
 
     def evaluate(self, silo: Silo, instruction: Instruction) -> Mapping[str, Tensor]:
         """How well a silo is served, on its own held-out rows."""

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from strategies.schema import MISSING, ConfigError, Variants, default_of, either, optional, types_of
+from strategies.schema import MISSING, ConfigError, Variants, default_of, either, optional, types_of, worded
 from strategies.words import (
     NOUNS,
     OR_SECTION,
@@ -142,6 +142,12 @@ def _value(kind: Any, raw: object, at: str, rules: Mapping[str, Any], problems: 
     inner, section = either(inner)
     if section is not None and isinstance(raw, Mapping):
         return _section(section, raw, at, problems)
+    words, inner = worded(inner)
+    if words and isinstance(raw, str):
+        if raw in words:
+            return raw
+        problems.append(f"{at}: expected {expected(kind, rules)}, found {found(raw)}{perhaps(raw, words)}")
+        return MISSING
     if typing.get_origin(inner) is tuple:
         return _items(inner, raw, at, rules, problems)
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else rules.get("choices")

@@ -95,6 +95,14 @@ class Train:
             object.__setattr__(self, "epochs", 1)
 
 
+@dataclass(frozen=True)
+class Wire:
+    """How numbers cross the link, in both directions."""
+
+    values: Literal["float32", "float16"] = key("float32", help="type of each number; float16 is rounded to nearest")
+    feedback: bool = key(False, help="float16: what rounding took from a silo's update is added to its next one")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SiloPrivacy:
     """Differential privacy of whole silos: updates clipped, their sum noised."""
@@ -226,6 +234,7 @@ class Experiment:
     cohort: Cohort = key(Cohort(), help="the silos of one round")
     train: Train = key(Train(), help="what a silo does in a round")
     strategy: Strategy = key("fedavg", variants=_strategies, help="the federated algorithm")
+    wire: Wire = key(Wire(), help="how numbers cross the link")
     privacy: Privacy = key(Privacy(), help="what protects silos")
     budget: Budget | None = key(None, help="where to stop; null: no limit")
     metrics: Metrics = key(Metrics(), help="what is measured")

@@ -28,7 +28,18 @@ def strategy(name: str) -> Callable[[Kind], Kind]:
 
 
 def _load() -> None:
-    from strategies import fedavg  # noqa: F401  One import line per strategy.
+    from strategies import (  # noqa: F401  One line per strategy.
+        ditto,
+        fedavg,
+        finetune,
+        flasc,
+        ifca,
+        local,
+        mocha,
+        mr_mtl,
+        pruning,
+        rank_tiers,
+    )
 
 
 _load()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from strategies.clipping import AdaptiveClip, channel_problems
-from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train
+from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train, Wire
 from strategies.rules_audit import alone_rules, audited_rules, planted_rules
 from strategies.rules_example import budget_rules, lengths_rules, numbers_rules, steps_rules
 from strategies.words import spell
@@ -200,11 +200,23 @@ def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
         yield from channel_problems(privacy.silo.channels, names)
     if privacy.audit.canaries and "delta" not in strategy.channels(1):
         yield f"privacy.audit.canaries: strategy {strategy.name} has no channel 'delta' to audit; use canaries: 0"
+    if privacy.audit.canaries and strategy.reveals:
+        yield (
+            f"privacy.audit.canaries: strategy {strategy.name} sees single updates, so silos have no privacy to "
+            "measure; use canaries: 0"
+        )
 
 
 def _engine_rules(engine: Engine) -> Iterator[str]:
     if engine.kind != "pool" and engine.workers is not None:
         yield f"engine.workers: found {engine.workers}, but only kind: pool uses it; remove it or use kind: pool"
+
+
+def _wire_rules(wire: Wire, privacy: Privacy) -> Iterator[str]:
+    if wire.feedback and wire.values == "float32":
+        yield "wire.feedback: found true, but float32 rounds nothing off; use values: float16, or feedback: false"
+    if wire.values != "float32" and privacy.local is not None:  # What travels is the noised update, clipped before it.
+        yield "wire.values: found 'float16', but with privacy.local a silo's noise is float32; use values: float32"
 
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
@@ -230,6 +242,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("budget", "privacy"), _budget_rules),
     (("budget", "privacy", "data"), budget_rules),
     (("engine",), _engine_rules),
+    (("wire", "privacy"), _wire_rules),
 )
 
 

@@ -96,3 +96,12 @@ def either(kind: Any) -> tuple[Any, Any]:
     if len(kinds) != 2 or len(sections) != 1:
         return kind, None
     return kinds[0] if kinds[1] is sections[0] else kinds[1], sections[0]
+
+
+def worded(kind: Any) -> tuple[tuple[Any, ...], Any]:
+    """`tuple[float, ...] | Literal["auto"]` gives `(("auto",), tuple[float, ...])`; another type `((), type)`."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    words = [each for each in kinds if typing.get_origin(each) is typing.Literal]
+    if len(kinds) != 2 or len(words) != 1:
+        return (), kind
+    return typing.get_args(words[0]), kinds[0] if kinds[1] is words[0] else kinds[1]

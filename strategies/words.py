@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from strategies.schema import either, optional
+from strategies.schema import either, optional, worded
 
 NOUNS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 PLURALS: dict[Any, str] = {bool: "true or false", int: "integers", float: "numbers", str: "texts"}
@@ -36,6 +36,7 @@ def expected(kind: Any, rules: Mapping[str, Any]) -> str:
     """What a key takes, by its type and its field's rules: `a list of integers >= 1`."""
     inner, nullable = optional(kind)
     inner, section = either(inner)
+    names, inner = worded(inner)
     if rules.get("variants") is not None:
         words = f"one of {listed(rules['variants']())}"
     elif dataclasses.is_dataclass(inner):
@@ -50,6 +51,7 @@ def expected(kind: Any, rules: Mapping[str, Any]) -> str:
         words = f"one of {listed(rules['choices'])}" if rules.get("choices") else NOUNS.get(inner, repr(inner))
     limits = bounds(rules)
     instead = "" if section is None else OR_SECTION
+    instead += f" or {' or '.join(names)}" if names else ""
     return f"{words}{' ' + limits if limits else ''}{instead}{' or null' if nullable else ''}"
 
 

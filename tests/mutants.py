@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("privacy", "strategies", "client", "server", "simulations", "tests")
-CORE = ("tests/privacy", "tests/client", "tests/contracts", "tests/server", "tests/simulations")
+CORE = ("tests/privacy", "tests/strategies", "tests/client", "tests/contracts", "tests/server", "tests/simulations")
 
 
 @dataclass(frozen=True)
@@ -700,8 +700,8 @@ MUTANTS = (
     Mutant(
         "examples: padding of a stack counts",
         "client/private_stacked.py",
-        "factors = steps[0].factors(_norms(values, slopes)) * real",
-        "factors = steps[0].factors(_norms(values, slopes))",
+        "factors = steps[0].factors(_squares(values, slopes).sqrt()) * real",
+        "factors = steps[0].factors(_squares(values, slopes).sqrt())",
     ),
     Mutant(
         "examples: fixed batches",
@@ -712,10 +712,10 @@ MUTANTS = (
     Mutant(
         "examples: silos pay after the round",
         "simulations/engines/accounts.py",
-        """self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)
-        yield from self.link.ask(instruction, cohort, mechanisms, record=record)""",
-        """yield from self.link.ask(instruction, cohort, mechanisms, record=record)
-        self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
+        """self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)
+        yield from self.link.ask(requests, mechanisms, record=record)""",
+        """yield from self.link.ask(requests, mechanisms, record=record)
+        self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
     ),
     Mutant(
         "examples: one fit too many is free",
@@ -852,8 +852,8 @@ MUTANTS = (
     Mutant(
         "canaries vote",
         "server/canaries.py",
-        "payload=0, votes={})",
-        "payload=0)",
+        "payload=0, bytes=0, votes={})",
+        "payload=0, bytes=0)",
     ),
     Mutant(
         "clip norm of round 1 after a restart",
@@ -1276,6 +1276,96 @@ MUTANTS = (
         'any(row["upper"] >= row["reference_lower"] for row in known)',
     ),
     Mutant(
+        "sparse: noise only where something was sent",
+        "privacy/mechanism.py",
+        "return noised(total, self.std, source.normals(total.numel(), *stream))",
+        "return noised(total, self.std, source.normals(total.numel(), *stream)) * (total != 0)",
+    ),
+    Mutant(
+        "sparse: more numbers than were counted",
+        "client/host.py",
+        "require_kept(update.channels, kept)",
+        "pass",
+    ),
+    Mutant(
+        "sparse: noised updates counted as sparse",
+        "client/host.py",
+        "sent = kept if self.local is None else {}",
+        "sent = kept",
+    ),
+    Mutant(
+        "sparse: all tiers are asked as the first",
+        "server/link.py",
+        "Request(strategy.instruct(state, round_, tier), asked)",
+        "Request(strategy.instruct(state, round_), asked)",
+    ),
+    Mutant(
+        "flasc: delta from the server's model",
+        "strategies/flasc.py",
+        'start = instruction["model"]\n        delta = silo.fit(start) - start',
+        'start = instruction["model"]\n        delta = silo.fit(start)',
+    ),
+    Mutant(
+        "flasc: pruned for good",
+        "strategies/flasc.py",
+        'return step(self.server, state, release.mean("delta"))',
+        'return step(self.server, {**state, "model": self.instruct(state, 1)["model"]}, release.mean("delta"))',
+    ),
+    Mutant(
+        "flasc: the smallest numbers travel",
+        "strategies/sparse.py",
+        "vector.abs().topk(count, dim=-1, sorted=False)",
+        "vector.abs().topk(count, dim=-1, sorted=False, largest=False)",
+    ),
+    Mutant(
+        "flasc: signs decide what travels",
+        "strategies/sparse.py",
+        "vector.abs().topk(count, dim=-1, sorted=False)",
+        "vector.topk(count, dim=-1, sorted=False)",
+    ),
+    Mutant(
+        "flasc: one density for both ways",
+        "strategies/flasc.py",
+        "(own.up, self.decay_up) if up else (own.down, self.decay_down)",
+        "(own.up, self.decay_up)",
+    ),
+    Mutant(
+        "pruning: momentum brings back what was pruned",
+        "strategies/pruning.py",
+        "model = torch.where(start != 0, model, 0.0)",
+        "pass",
+    ),
+    Mutant(
+        "pruning: silos train what was pruned",
+        "strategies/pruning.py",
+        "correct=lambda w, g: g * mask",
+        "correct=lambda w, g: g",
+    ),
+    Mutant(
+        "rank tiers: noise fills the higher ranks",
+        "strategies/rank_tiers.py",
+        "correct=None if bool(mask.all()) else lambda w, g: g * mask",
+        "correct=None",
+    ),
+    Mutant(
+        "revealed: without the clip",
+        "privacy/release.py",
+        "seen[name] = (factors.unsqueeze(-1) * vectors).float()",
+        "seen[name] = vectors.float()",
+    ),
+    Mutant(
+        "revealed: everyone may look",
+        "client/host.py",
+        "reveals=self.strategy.reveals)",
+        "reveals=True)",
+    ),
+    Mutant(
+        "revealed: at the price of a sum",
+        "server/loop.py",
+        "    if strategy.reveals:\n",
+        "    if False:\n",
+    ),
+    Mutant(
         "lora: B starts away from zero",
         "strategies/lora.py",
         'nn.init.zeros_(out.get_parameter("weight"))',
@@ -1340,6 +1430,144 @@ MUTANTS = (
         "client/stacked_adapters.py",
         "return self.base.below(signal).baddbmm_(low, self.into, alpha=self.scaling)",
         "return self.base.below(signal)",
+    ),
+    Mutant(
+        "wire: the length of an entropy code follows from the vector",
+        "strategies/wire_entropy.py",
+        'return whole.ljust(self.size(numbers, kept), b"\\0")',
+        "return whole",
+    ),
+    Mutant(
+        "wire: the longest entropy code is too short",
+        "strategies/wire_entropy.py",
+        "return (worst + beyond) // (FINE * 32)",
+        "return (worst + beyond) // (FINE * 33)",
+    ),
+    Mutant(
+        "wire: an entropy code may end anywhere",
+        "strategies/wire_entropy.py",
+        "if bool((states != LOW).any()) or bool(words[taken:].any()):",
+        "if bool(words[taken:].any()):",
+    ),
+    Mutant(
+        "wire: an entropy code may leave words over",
+        "strategies/wire_entropy.py",
+        "if bool((states != LOW).any()) or bool(words[taken:].any()):",
+        "if bool((states != LOW).any()):",
+    ),
+    Mutant(
+        "wire: a lane may start anywhere",
+        "strategies/wire_entropy.py",
+        "if not bool(((states >= LOW) & (states < 1 << 63)).all()):",
+        "if not bool((states >= LOW).all()):",
+    ),
+    Mutant(
+        "wire: frequencies rounded down",
+        "strategies/wire_entropy.py",
+        "-(-share // whole)",
+        "share // whole",
+    ),
+    Mutant(
+        "wire: indices may come twice",
+        "strategies/wire_index.py",
+        "if not bool((indices[1:] > indices[:-1]).all()):",
+        "if not bool((indices[1:] >= indices[:-1]).all()):",
+    ),
+    Mutant(
+        "wire: an index beyond the last number",
+        "strategies/wire_index.py",
+        "if len(indices) and not int(indices[-1]) < numbers:",
+        "if len(indices) and not int(indices[-1]) <= numbers:",
+    ),
+    Mutant(
+        "wire: a bitmap with any number of ones",
+        "strategies/wire_index.py",
+        '        raise Malformed(f"wire: found {len(found)} numbers marked where {kept} were declared")',
+        "        pass",
+    ),
+    Mutant(
+        "wire: gaps of any number",
+        "strategies/wire_index.py",
+        '            raise Malformed(f"wire: found {len(ends)} gaps where {kept} were declared")',
+        "            ends = np.resize(ends, kept)",
+    ),
+    Mutant(
+        "wire: the header is not looked at",
+        "strategies/wire.py",
+        "        if found != due:",
+        "        if False:",
+    ),
+    Mutant(
+        "wire: bytes after the end",
+        "strategies/wire.py",
+        "    if len(data) != expected:",
+        "    if len(data) < expected:",
+    ),
+    Mutant(
+        "wire: any zero may travel",
+        "strategies/wire.py",
+        "if len(zeros) and indices[zeros[-1]] != zeros[-1]:",
+        "if False:",
+    ),
+    Mutant(
+        "wire: dense messages hold any number",
+        "strategies/wire.py",
+        "        if not np.count_nonzero(sent) <= kept:",
+        "        if False:",
+    ),
+    Mutant(
+        "wire: more numbers than may travel",
+        "strategies/wire.py",
+        "    if not found <= kept:",
+        "    if False:",
+    ),
+    Mutant(
+        "wire: float16 overflows",
+        "strategies/wire.py",
+        "vector.clamp(-LARGEST, LARGEST)",
+        "vector",
+    ),
+    Mutant(
+        "wire: any NaN of float16 is read",
+        "strategies/wire.py",
+        "    if bool((nans != NAN).any()):",
+        "    if False:",
+    ),
+    Mutant(
+        "rounding: updates travel as they are",
+        "client/host.py",
+        "channels = self.rounding.sent(update.channels, session.state, self.channel_sizes)",
+        "channels = update.channels",
+    ),
+    Mutant(
+        "rounding: silos train from what was never sent",
+        "client/host.py",
+        "        instruction = self.rounding.received(instruction)\n",
+        "",
+    ),
+    Mutant(
+        "rounding: silos are evaluated on what was never sent",
+        "client/host.py",
+        "results, instruction = [], self.rounding.received(instruction)",
+        "results = []",
+    ),
+    Mutant(
+        "rounding: residuals make more numbers travel",
+        "client/rounding.py",
+        "total = torch.where(vector != 0, vector + before, 0.0)",
+        "total = vector + before",
+    ),
+    Mutant(
+        "rounding: residuals of numbers that are not sent are lost",
+        "client/rounding.py",
+        "torch.where(vector != 0, total - sent, before)",
+        "(total - sent)",
+    ),
+    Mutant(
+        "rounding: float16 beside local noise",
+        "strategies/rules.py",
+        'if wire.values != "float32" and privacy.local is not None:',
+        "if False:",
     ),
 )
 

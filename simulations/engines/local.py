@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from client.host import SiloHost
 from privacy.mechanism import Mechanism
 from privacy.release import Partial
-from strategies.base import Evaluation, Instruction
+from server.link import Request, chunks
+from strategies.base import Evaluation, Instruction, Split
 
 
 class LocalLink:
@@ -22,16 +23,17 @@ class LocalLink:
         self.host, self.chunk, self.population = host, chunk, len(host.shards)
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
         """Trains the cohort; see `server.link.Link`."""
-        for number, at in enumerate(range(0, len(cohort), self.chunk)):
-            silos = cohort[at : at + self.chunk]
+        for number, (instruction, silos) in enumerate(chunks(requests, self.chunk)):
             yield self.host.contribute(instruction, silos, mechanisms, chunk=number, record=record)
 
-    def evaluate(self, instruction: Instruction, silos: Sequence[int]) -> Evaluation:
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
         """Evaluates silos on their held-out rows."""
-        return self.host.evaluate(instruction, silos)
+        return self.host.evaluate(instruction, silos, split=split, fresh=fresh)
 
     def stage(self) -> None:
         """Flushes staged personal state."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from client.host import SiloHost
 from client.personal import PersonalStore
 from client.planted import CHANGE, Planted
+from client.rounding import Rounding
 from simulations.data import backbones  # noqa: F401  Importing it registers them, in workers too.
 from simulations.data.federation import Federation
 from simulations.example_privacy import noisy_steps
@@ -67,6 +68,7 @@ def host(
         train=experiment.train,
         shards=federation.train,
         held_out=federation.test,
+        validation=federation.validation,
         seed=experiment.seed,
         stacked=experiment.engine.stacked == "auto",
         personal=personal_store(experiment, built, personal, silos=len(federation.train)),
@@ -74,16 +76,22 @@ def host(
         secret=experiment.privacy.noise == "system",
         planted=_planted(experiment, built),
         local=protection(experiment),
+        rounding=_rounding(experiment),
     )
 
 
 def personal_store(experiment: Experiment, built: Model, folder: Path, *, silos: int) -> PersonalStore | None:
-    """What silos keep between rounds, the changes of audited silos included; None where that is nothing."""
+    """What silos keep between rounds, audited changes and residuals included; None where that is nothing."""
     size = built.start.numel()
     sizes = dict(experiment.strategy.personal(size))
+    sizes |= _rounding(experiment).personal(experiment.strategy.channels(size))
     if experiment.privacy.audit.examples.canaries:
         sizes[CHANGE] = size
     return PersonalStore(folder, silos=silos, sizes=sizes) if sizes else None
+
+
+def _rounding(experiment: Experiment) -> Rounding:
+    return Rounding(experiment.wire.values, feedback=experiment.wire.feedback)
 
 
 def _planted(experiment: Experiment, built: Model) -> Planted | None:

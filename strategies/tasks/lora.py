@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -38,6 +38,9 @@ class LoRA(Task):
     dropout: float = key(0.1, at_least=0, below=1, help="chance that a number into an adapter is zero in training")
     targets: tuple[str, ...] | None = key(
         None, help="layers to adapt, by the ends of their names; null: all dense and convolutional ones but the head"
+    )
+    freeze: Literal["none", "a"] = key(
+        "none", help="a: A stays as it started and B alone trains (FFA-LoRA), so that means of B A are exact"
     )
     head: bool = key(True, help="train the base's last layer in full; false: frozen")
 
@@ -105,6 +108,12 @@ class LoRA(Task):
             raise ValueError(f"task.{error}") from error
         if not self.head:
             module.get_submodule(head).requires_grad_(False)
+        if (
+            self.freeze == "a"
+        ):  # Sun et al. 2024, "Improving LoRA in privacy-preserving federated learning", 2403.12313.
+            for name, parameter in module.named_parameters():
+                if ".lora_A." in name:
+                    parameter.requires_grad_(False)
         return module
 
 

@@ -285,3 +285,16 @@ def test_tables_of_another_run_are_refused(tmp_path: Path) -> None:
     store(tmp_path)
     with pytest.raises(ValueError, match="it is of another run"):
         store(tmp_path, silos=SILOS + 1)
+
+
+def test_a_silo_shown_as_never_asked_has_nothing_and_keeps_nothing(tmp_path: Path) -> None:
+    mine = store(tmp_path)
+    put(mine, 1, 7)
+    mine.commit(1)
+    fresh = mine.unwritten([1])
+    assert fresh.get("model", value(-1)).tolist() == [-1.0] * SIZE
+    with pytest.raises(KeyError, match="never written"):
+        fresh["model"]
+    with pytest.raises(TypeError, match="stays unwritten"):
+        fresh["model"] = value(3)
+    assert current(mine)[1] == 7

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -21,12 +22,15 @@ from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise
 from privacy.release import Collector, Partial
 from server.checkpoint import Checkpoint, read, write
+from server.link import by_tier
 from strategies.base import Instruction, State, Strategy
 from strategies.experiment import Train
+from strategies.layout import Layout
 from strategies.optimizers import OPTIMIZERS, Optimizer
 from strategies.registry import STRATEGIES
 from strategies.tasks import Shape, initial
 from strategies.tasks.dense import MLP
+from strategies.traffic import message, require_kept
 
 torch.set_num_threads(1)
 
@@ -34,6 +38,8 @@ SHAPE, TASK, SIZES = Shape((5,), 3), MLP((6,), "tanh"), [7, 3, 12, 1, 8]
 EMPTY = [7, 0, 12, 0]
 STARTS_ELSEWHERE: frozenset[str] = frozenset()
 """Strategies whose served model is not the initial one before round 1, by design."""
+ALONE: frozenset[str] = frozenset({"local"})
+"""Strategies whose silos send nothing, so that the server learns nothing."""
 
 
 def settings(cls: type[Strategy]) -> Iterator[Strategy]:
@@ -50,6 +56,13 @@ def settings(cls: type[Strategy]) -> Iterator[Strategy]:
             others = [not now]
         elif isinstance(now, float):
             others = [0.3 if now == 0 else now / 2]
+        elif isinstance(now, int):
+            others = [now + 1]
+        elif get_args(kind) == (float, type(None)):
+            others = [0.5]
+        elif get_origin(kind) is UnionType:  # Numbers, or a word for them.
+            words = [value for each in get_args(kind) if get_origin(each) is Literal for value in get_args(each)]
+            others = [(0.0,), *words]
         elif isinstance(now, Optimizer):
             others = [build() for build in OPTIMIZERS.values() if build is not type(now)]
         yield from (dataclasses.replace(default, **{field.name: value}) for value in others)  # type: ignore[type-var]
@@ -60,8 +73,16 @@ each = pytest.mark.parametrize("strategy", CASES, ids=str)
 each_way = pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "one by one"])
 
 
+def layout() -> Layout:
+    return Layout.of(initial(TASK, SHAPE, seed=1)[0])
+
+
 def model() -> Tensor:
     return initial(TASK, SHAPE, seed=1)[1]
+
+
+def planned(strategy: Strategy) -> bool:
+    return getattr(strategy, "lam", None) == "auto"
 
 
 def federation(sizes: list[int]) -> Shards:
@@ -87,7 +108,8 @@ class World:
             task=TASK,
             module=initial(TASK, SHAPE, seed=1)[0],
             shape=SHAPE,
-            train=Train(epochs=1, batch_size=4, learning_rate=0.05),
+            # What goes by the noise of steps needs to know how many there are; so it runs with a number of steps.
+            train=Train(steps=3 if planned(self.strategy) else None, batch_size=4, learning_rate=0.05),
             shards=federation(self.sizes),
             held_out=federation(self.sizes),
             seed=3,
@@ -96,7 +118,7 @@ class World:
         )
 
     def start(self) -> State:
-        return self.strategy.init(model(), streams.generator(3, "init"))
+        return self.strategy.init(model(), streams.generator(3, "init"), layout())
 
     def mechanisms(self, *, private: bool = False) -> dict[str, Mechanism]:
         bound: Mechanism = GaussianSum(0.1, 1.0) if private else ExactSum()
@@ -110,7 +132,10 @@ class World:
         mechanisms = self.mechanisms(private=private)
         sizes = self.strategy.channels(model().numel())
         collector = Collector(mechanisms, sizes, expected=len(self.sizes), population=len(self.sizes))
-        collector.add(self.ask(self.strategy.instruct(state, number), silos, private=private))
+        asked = list(range(len(self.sizes))) if silos is None else silos
+        for chunk, request in enumerate(by_tier(self.strategy, state, number, asked)):
+            partial = self.ask(request.instruction, list(request.silos), private=private)
+            collector.add(dataclasses.replace(partial, chunk=chunk))
         release = collector.release(SimulatedNoise(3), stream=("noise", number))
         after = self.strategy.aggregate(state, release, streams.generator(3, "aggregate", number))
         if self.personal is not None:
@@ -155,7 +180,7 @@ def test_a_strategy_is_registered_under_its_name_as_frozen_values() -> None:
 def test_the_same_rounds_give_the_same_bits(strategy: Strategy, stacked: bool, folder: Path) -> None:
     first, second = (World(strategy, stacked, folder / name).rounds(3) for name in ("first", "second"))
     assert same(first, second)
-    assert not torch.equal(strategy.predictor(first), model())  # Something was learned.
+    assert torch.equal(strategy.predictor(first), model()) == (strategy.name in ALONE)  # Else something was learned.
 
 
 @each
@@ -164,17 +189,44 @@ def test_what_is_sent_is_what_was_declared(strategy: Strategy, stacked: bool, fo
     world, size = World(strategy, stacked, folder), model().numel()
     declared = strategy.channels(size)
     instruction = strategy.instruct(world.start(), 1)
-    group = [0, 2, 3] if stacked else [2]
+    together = world.host.stack is not None
+    group = [0, 2, 3] if together else [2]
     update = strategy.local(Session(world.host, group, 1, record=False), instruction)
     assert update.channels.keys() == declared.keys()
     for name, length in declared.items():
-        assert tuple(update.channels[name].shape) == ((3, length) if stacked else (length,))
+        assert tuple(update.channels[name].shape) == ((3, length) if together else (length,))
         assert update.channels[name].is_floating_point()
         assert not update.channels[name].requires_grad
     weights = torch.as_tensor(update.weight)
     assert weights.numel() in (1, len(group))
     assert bool((weights >= 0).all())
     assert instruction.round == 1
+    for tier in {strategy.tier(silo) for silo in range(len(SIZES))}:
+        sent = strategy.instruct(world.start(), 1, tier)
+        assert sent.tier == tier
+        require_kept(sent, sent.kept)
+
+
+@each
+def test_the_size_of_a_message_is_the_same_whatever_silos_hold(strategy: Strategy, folder: Path) -> None:
+    """It is counted and shown under privacy, so rows must not move it; the host refuses an update that is longer."""
+    world, other = World(strategy, True, folder / "one"), World(strategy, True, folder / "other", [2, 9, 0, 4, 30])
+    state = world.start()
+    for request in by_tier(strategy, state, 1, range(len(SIZES))):
+        one, two = (each.ask(request.instruction, list(request.silos)) for each in (world, other))
+        assert (one.payload, one.bytes) == (two.payload, two.bytes)
+        kept = strategy.kept(layout(), 1, request.instruction.tier)
+        expected = message(strategy.channels(model().numel()), kept)
+        assert (one.payload, one.bytes) == (len(request.silos) * expected.numbers, len(request.silos) * expected.bytes)
+        assert all(0 < count <= strategy.channels(model().numel())[name] for name, count in kept.items())
+
+
+@each
+def test_variants_are_models(strategy: Strategy, folder: Path) -> None:
+    for name, vector in strategy.variants(World(strategy, True, folder).rounds(1), 1).items():
+        assert name.isidentifier()
+        assert vector.shape == model().shape
+        assert bool(torch.isfinite(vector).all())
 
 
 @each
@@ -230,7 +282,7 @@ def test_an_empty_silo_arrives_and_changes_nothing(strategy: Strategy, stacked: 
 
 @each
 def test_before_round_1_the_initial_model_is_served(strategy: Strategy) -> None:
-    served = strategy.predictor(strategy.init(model(), streams.generator(3, "init")))
+    served = strategy.predictor(strategy.init(model(), streams.generator(3, "init"), layout()))
     assert served.shape == model().shape
     if strategy.name not in STARTS_ELSEWHERE:
         assert torch.equal(served, model())

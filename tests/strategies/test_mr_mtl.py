@@ -1,0 +1,219 @@
+"""MR-MTL on quadratic losses, in double precision: its mean, its fixed points, and what it is at the ends of lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from privacy.mechanism import ExactSum
+from privacy.release import Collector, Contributions, Release
+from strategies.base import Correction, Penalty, State, Strategy
+from strategies.experiment import Train
+from strategies.fedavg import FedAvg
+from strategies.layout import Layout
+from strategies.local import Local
+from strategies.mr_mtl import MRMTL
+
+torch.set_num_threads(1)
+
+SILOS, SIZE = 5, 3
+BEST = torch.randn(SILOS, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+START = torch.randn(SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+class Personal(dict[str, Tensor]):
+    """Personal vectors of a stack of silos; some have none yet."""
+
+    def __init__(self, kept: dict[str, Tensor], silos: Tensor, present: Tensor) -> None:
+        super().__init__()
+        self.kept, self.silos, self.present = kept, silos, present
+
+    def get(self, name: str, default: Tensor) -> Tensor:  # type: ignore[override]
+        rows = self.kept.setdefault(name, torch.zeros(SILOS, SIZE, dtype=torch.float64))[self.silos]
+        return torch.where(self.present[self.silos].unsqueeze(-1), rows, default)
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.kept[name][self.silos] = value
+        self.present[self.silos] = True
+
+
+@dataclass
+class Silos:
+    """A stack of silos with losses |w - best|^2 / 2, full batches and double precision."""
+
+    index: Tensor
+    state: Any
+    train: Train
+    best: Tensor = field(default_factory=lambda: BEST)
+    step_noise: Tensor = field(default_factory=lambda: torch.zeros(SILOS))
+
+    @property
+    def examples(self) -> Tensor:
+        return torch.ones(len(self.index))
+
+    def fit(self, start: Tensor, *, correct: Correction | None = None, penalty: Penalty | None = None) -> Tensor:
+        weights = start.expand(len(self.index), SIZE).clone()
+        assert self.train.steps is not None
+        for _ in range(self.train.steps):
+            gradient = weights - self.best[self.index]
+            gradient = gradient if penalty is None else gradient + penalty(weights)
+            gradient = gradient if correct is None else correct(weights, gradient)
+            weights = weights - self.train.learning_rate * gradient
+        return weights
+
+    def query(self, name: str, models: Tensor, *, rows: Any) -> Tensor:
+        raise NotImplementedError
+
+    def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:
+        return {"loss": model}
+
+
+class Wide(Release):
+    """A release that keeps its double precision."""
+
+    def sum(self, channel: str) -> Tensor:
+        return self.sums[channel]
+
+    def mean(self, channel: str) -> Tensor:
+        return self.sums[channel] / self.divisors[channel]
+
+
+class World:
+    def __init__(self, strategy: Strategy, *, steps: int = 4, rate: float = 0.1, best: Tensor = BEST) -> None:
+        self.strategy, self.train, self.best = strategy, Train(steps=steps, learning_rate=rate), best
+        self.kept: dict[str, Tensor] = {}
+        self.present = torch.zeros(SILOS, dtype=torch.bool)
+        self.state: State = strategy.init(START, torch.Generator(), Layout(("weight",), ((SIZE,),)))
+        self.deltas = torch.zeros(SIZE, dtype=torch.float64)
+
+    def round(self, number: int, asked: list[int] | None = None) -> None:
+        index = torch.tensor(list(range(SILOS)) if asked is None else asked, dtype=torch.int64)
+        silos = Silos(index, Personal(self.kept, index, self.present), self.train, self.best)
+        sizes = self.strategy.channels(SIZE)
+        update = self.strategy.local(silos, self.strategy.instruct(self.state, number))
+        bounds = dict.fromkeys(sizes, ExactSum())
+        total = Contributions(bounds, sizes)
+        total.add(update.channels, update.weight, index.tolist())
+        collector = Collector(bounds, sizes, expected=SILOS, population=SILOS)
+        collector.add(total.partial(0))
+        released = collector.release(None, stream=())  # type: ignore[arg-type]
+        self.deltas += released.sums.get("delta", torch.zeros(SIZE))
+        self.state = self.strategy.aggregate(
+            self.state, Wide(released.sums, released.divisors, SILOS), torch.Generator()
+        )
+
+    def rounds(self, count: int) -> World:
+        for number in range(1, count + 1):
+            self.round(number)
+        return self
+
+    @property
+    def models(self) -> Tensor:
+        """Of all silos; of those never asked, where all started."""
+        return torch.where(self.present.unsqueeze(-1), self.kept["model"], START)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+COHORTS = [[0, 1, 2, 3, 4], [1], [], [0, 3], [3], [2, 1], [4, 0], [1], [2]]
+
+
+@pytest.mark.parametrize("lam", [(0.0,), (0.7,), (0.0, 0.1, 1.0, 3.0, 9.0)], ids=str)
+@pytest.mark.parametrize("first", [0, 1], ids=["all at first", "late joiners"])
+def test_the_mean_is_the_start_plus_all_deltas_over_all_silos_and_that_of_all_models(lam: Any, first: int) -> None:
+    world = World(MRMTL(lam=lam))
+    for number, asked in enumerate(COHORTS[first:] * 12, start=1):
+        world.round(number, asked)
+        assert apart(world.state["mean"], START + world.deltas / SILOS) <= 1e-10
+        assert apart(world.state["mean"], world.models.mean(0)) <= 1e-10
+
+
+def test_under_inf_the_mean_is_the_start_plus_all_deltas_over_all_silos() -> None:
+    world = World(MRMTL(lam="inf"))
+    for number, asked in enumerate(COHORTS, start=1):
+        world.round(number, asked)
+        assert apart(world.state["mean"], START + world.deltas / SILOS) <= 1e-10
+
+
+@pytest.mark.parametrize("proximal", ["outside", "inside"])
+@pytest.mark.parametrize("lam", [0.0, 0.1, 1.0, 10.0])
+def test_models_come_to_rest_where_the_closed_form_says(lam: float, proximal: Any) -> None:
+    world = World(MRMTL(lam=(lam,), proximal=proximal)).rounds(300)
+    assert apart(world.models, (BEST + lam * BEST.mean(0)) / (1 + lam)) <= 1e-8
+    assert apart(world.state["mean"], BEST.mean(0)) <= 1e-8
+
+
+def test_the_mean_never_overwrites_a_silos_model() -> None:
+    world = World(MRMTL(lam=(0.5,))).rounds(3)
+    before = world.models.clone()
+    world.round(4, [2])
+    others = [0, 1, 3, 4]
+    assert torch.equal(world.models[others], before[others])
+    # One step of silo 2 from its own model, not from the mean.
+    again = World(MRMTL(lam=(0.5,)), steps=1).rounds(3)
+    kept, mean = again.models[2], again.state["mean"]
+    again.round(4, [2])
+    gradient = kept - BEST[2] + 0.5 * (kept - mean)
+    assert apart(again.models[2], kept - 0.1 * gradient) <= 1e-12
+
+
+def test_a_late_joiner_starts_from_the_first_model_of_all() -> None:
+    world = World(MRMTL(lam=(0.0,)), steps=1)
+    for number in range(1, 6):
+        world.round(number, [0, 1])
+    world.round(6, [4])
+    assert apart(world.models[4], START - 0.1 * (START - BEST[4])) <= 1e-12
+
+
+@pytest.mark.parametrize("lams", [(0.0, 0.5, 1.0, 4.0, 9.0), (2.0,) * SILOS], ids=["own", "equal"])
+def test_own_pulls_weigh_the_mean_by_one_over_one_plus_lambda(lams: Any) -> None:
+    # w_k = (best_k + lam_k mean) / (1 + lam_k) and mean = mean_k w_k: the mean is that of best_k / (1 + lam_k).
+    world = World(MRMTL(lam=lams)).rounds(400)
+    weights = 1 / (1 + torch.tensor(lams, dtype=torch.float64))
+    mean = (weights / weights.sum()) @ BEST
+    assert apart(world.state["mean"], mean) <= 1e-8
+    pull = torch.tensor(lams, dtype=torch.float64).unsqueeze(1)
+    assert apart(world.models, (BEST + pull * mean) / (1 + pull)) <= 1e-8
+
+
+def test_half_the_rate_and_twice_the_steps_have_the_same_fixed_point() -> None:
+    one = World(MRMTL(lam=(0.8,)), steps=4, rate=0.1).rounds(200)
+    two = World(MRMTL(lam=(0.8,)), steps=8, rate=0.05).rounds(200)
+    assert apart(one.models, two.models) <= 1e-6
+
+
+def test_no_pull_is_local_training_to_the_bit() -> None:
+    alone, free = World(Local()).rounds(5), World(MRMTL(lam=(0.0,))).rounds(5)
+    assert torch.equal(alone.models, free.models)
+    listed = World(MRMTL(lam=(0.0,) * SILOS)).rounds(5)
+    assert torch.equal(alone.models, listed.models)
+
+
+def test_inf_is_federated_averaging() -> None:
+    mean, federated = World(MRMTL(lam="inf")), World(FedAvg())
+    for number in range(1, 6):
+        mean.round(number)
+        federated.round(number)
+        assert apart(mean.state["mean"], federated.state["model"]) <= 1e-12
+
+
+@pytest.mark.parametrize("lam", [(0.3,), "inf"])
+def test_a_silo_is_served_its_own_model_and_a_new_one_the_mean(lam: Any) -> None:
+    world = World(MRMTL(lam=lam))
+    world.round(1, [0, 1])
+    asked = world.strategy.instruct(world.state, 2)
+
+    def served(silo: int) -> Tensor:
+        index = torch.tensor([silo])
+        one = Silos(index, Personal(world.kept, index, world.present), world.train)
+        return world.strategy.evaluate(one, asked)["loss"].reshape(-1)
+
+    assert torch.equal(served(1), world.state["mean"] if lam == "inf" else world.models[1])
+    assert torch.equal(served(4), world.state["mean"])
