@@ -55,12 +55,14 @@ class Adapted:
         scaling: what B A is multiplied by.
         into: A, `(silos, rank, in)`.
         out: B, `(silos, out, rank)`.
+        fixed: A does not train.
     """
 
     base: Frozen
     scaling: float
     into: Tensor
     out: Tensor
+    fixed: bool
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """The base's outputs, and the low-rank ones added to them."""
@@ -73,10 +75,13 @@ class Adapted:
         return self.base.below(signal).baddbmm_(low, self.into, alpha=self.scaling)
 
     def slopes(self, inputs: Tensor, signal: Tensor) -> list[Tensor]:
-        """Of A and of B."""
-        low, back = torch.bmm(inputs, self.into.transpose(1, 2)), torch.bmm(signal, self.out)
-        into, out = torch.bmm(back.transpose(1, 2), inputs), torch.bmm(signal.transpose(1, 2), low)
-        return [into.mul_(self.scaling).flatten(1), out.mul_(self.scaling).flatten(1)]
+        """Of A, where it trains, and of B."""
+        low = torch.bmm(inputs, self.into.transpose(1, 2))
+        out = torch.bmm(signal.transpose(1, 2), low).mul_(self.scaling).flatten(1)
+        if self.fixed:
+            return [out]
+        into = torch.bmm(torch.bmm(signal, self.out).transpose(1, 2), inputs)
+        return [into.mul_(self.scaling).flatten(1), out]
 
 
 class StackedAdapters(StackedTrainer):
@@ -97,23 +102,15 @@ class StackedAdapters(StackedTrainer):
         bases = [_base(layer) for layer in self.parts.values()]
         widths = [base.weight.shape[::-1] if base.bias is not None else None for base in bases]
         trained = [name for part, layer in self.parts.items() for name in _trained(part, layer)]
+        whole = all(_sends(layer) for layer in self.parts.values())
         dropout = any(isinstance(each, nn.Dropout) for each in module.modules())
-        if widths != list(pairwise(chain.widths)) or trained != list(self.layout.names) or dropout:
+        if widths != list(pairwise(chain.widths)) or trained != list(self.layout.names) or not whole or dropout:
             raise ValueError(f"{type(module).__name__} is no chain {chain.widths} of dense layers, adapted or whole")
 
     def layers(self, flat: Tensor) -> Sequence[Layer]:
         """Views of flat vectors `(silos, N)`, beside what is frozen, layer by layer."""
         views = self.layout.unflatten(flat)
-        return [
-            self._layer(layer, [views[name] for name in _trained(part, layer)]) for part, layer in self.parts.items()
-        ]
-
-    def _layer(self, layer: nn.Module, trained: Sequence[Tensor]) -> Layer:
-        base = _base(layer)
-        frozen = Frozen(base.weight.detach(), base.bias.detach())
-        if isinstance(layer, Adapter):
-            return Adapted(frozen, layer.scaling, *trained)
-        return Dense(*trained) if trained else frozen
+        return [_layer(layer, [views[name] for name in _trained(part, layer)]) for part, layer in self.parts.items()]
 
     def _walk(self, start: Tensor, silos: int, correct: Correction | None) -> Corrected:
         return Corrected(self, start, silos, correct)
@@ -126,6 +123,18 @@ def _parts(module: nn.Module) -> dict[str, nn.Module]:
     return {name: each for name, each in found.items() if not name.startswith(inside)}
 
 
+def _layer(layer: nn.Module, trained: Sequence[Tensor]) -> Layer:
+    base = _base(layer)
+    frozen = Frozen(base.weight.detach(), base.bias.detach())
+    if not isinstance(layer, Adapter):
+        return Dense(*trained) if trained else frozen
+    into, *_ = trained
+    fixed = len(trained) == 1  # FFA-LoRA: B alone trains.
+    if fixed:
+        into = layer.lora_A.get_parameter("weight").detach().expand(len(into), -1, -1)
+    return Adapted(frozen, layer.scaling, into, trained[-1], fixed)
+
+
 def _base(layer: nn.Module) -> nn.Linear:
     base = layer.base_layer if isinstance(layer, Adapter) else layer
     assert isinstance(base, nn.Linear)  # A Conv1D is no part of a chain's own module.
@@ -135,3 +144,11 @@ def _base(layer: nn.Module) -> nn.Linear:
 def _trained(part: str, layer: nn.Module) -> list[str]:
     """The names of what trains there."""
     return [f"{part}.{name}" for name, parameter in layer.named_parameters() if parameter.requires_grad]
+
+
+def _sends(layer: nn.Module) -> bool:
+    """Whether what trains there is A and B, B alone, all of a dense layer, or nothing."""
+    trained = _trained("", layer)
+    if isinstance(layer, Adapter):
+        return trained in ([".lora_A.weight", ".lora_B.weight"], [".lora_B.weight"])
+    return trained in ([".weight", ".bias"], [])

@@ -1414,6 +1414,24 @@ MUTANTS = (
         "order[DIGITS - 1 :].sort().values",
     ),
     Mutant(
+        "stacked: silos of uneven lengths come back in another order",
+        "client/stacked.py",
+        "return vectors[back]",
+        "return vectors",
+    ),
+    Mutant(
+        "stacked: a silo with steps left stops",
+        "client/stacked.py",
+        "active = int((count > 0).sum())",
+        "active = max(1, int((count > 0).sum()) - 1)",
+    ),
+    Mutant(
+        "stacked adapters: the signal passes the base alone",
+        "client/stacked_adapters.py",
+        "return self.base.below(signal).baddbmm_(low, self.into, alpha=self.scaling)",
+        "return self.base.below(signal)",
+    ),
+    Mutant(
         "wire: the length of an entropy code follows from the vector",
         "strategies/wire_entropy.py",
         'return whole.ljust(self.size(numbers, kept), b"\\0")',
@@ -1550,24 +1568,6 @@ MUTANTS = (
         "strategies/rules.py",
         'if wire.values != "float32" and privacy.local is not None:',
         "if False:",
-    ),
-    Mutant(
-        "stacked: silos of uneven lengths come back in another order",
-        "client/stacked.py",
-        "return vectors[back]",
-        "return vectors",
-    ),
-    Mutant(
-        "stacked: a silo with steps left stops",
-        "client/stacked.py",
-        "active = int((count > 0).sum())",
-        "active = max(1, int((count > 0).sum()) - 1)",
-    ),
-    Mutant(
-        "stacked adapters: the signal passes the base alone",
-        "client/stacked_adapters.py",
-        "return self.base.below(signal).baddbmm_(low, self.into, alpha=self.scaling)",
-        "return self.base.below(signal)",
     ),
     Mutant(
         "personalisation: the mean is over the cohort",

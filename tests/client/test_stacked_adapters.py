@@ -29,8 +29,9 @@ MODELS: list[tuple[LoRA, Shape]] = [
     (LoRA(MLP((7, 5), "tanh"), rank=3, alpha=3.0, dropout=0.0, targets=("1",)), CLASSES),
     (LoRA(MLP((7, 5), "tanh"), rank=3, dropout=0.0, targets=("3",)), NUMBER),
     (LoRA(MLP((7, 5), "tanh"), rank=2, dropout=0.0, head=False), CLASSES),
+    (LoRA(MLP((7, 5)), rank=2, dropout=0.0, freeze="a"), CLASSES),
 ]
-each = pytest.mark.parametrize(("task", "shape"), MODELS, ids=["all", "first", "second", "head frozen"])
+each = pytest.mark.parametrize(("task", "shape"), MODELS, ids=["all", "first", "second", "head frozen", "A frozen"])
 TRAINS = {
     "plain": Train(epochs=2, batch_size=4),
     "momentum": Train(epochs=2, batch_size=4, momentum=0.9, learning_rate=0.05),
@@ -116,14 +117,19 @@ def test_what_is_no_such_chain_trains_one_by_one_or_is_refused() -> None:
     assert LoRA(MLP((7,)), dropout=0.0).stack(CLASSES) is None  # Its vector is not that of dense layers.
     chain = Chain((6, 5, 4), "relu", "cross_entropy")
 
-    def refused(module: nn.Module, **settings: object) -> None:
-        adapt(module, rank=2, head=["2"], **settings)  # type: ignore[arg-type]
+    def refused(module: nn.Module, *, dropout: float, trained: str | None = None, fixed: str | None = None) -> None:
+        adapt(module, rank=2, head=["2"], dropout=dropout)
+        for name, trains in ((trained, True), (fixed, False)):
+            if name is not None:
+                module.get_parameter(name).requires_grad_(trains)
         with pytest.raises(ValueError, match=r"Sequential is no chain \(6, 5, 4\) of dense layers, adapted or whole"):
             StackedAdapters(chain, Train(), module)
 
     refused(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)), dropout=0.1)
     refused(nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 4)), dropout=0.0)
     refused(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4, bias=False)), dropout=0.0)
+    refused(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)), dropout=0.0, trained="0.base_layer.bias")
+    refused(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)), dropout=0.0, fixed="0.lora_B.weight")
     normed = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 4))
     adapt(normed, rank=2, dropout=0.0, targets=["0"], head=["1", "2"])
     with pytest.raises(ValueError, match="is no chain"):
