@@ -9,7 +9,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CARRIERS := mnist5k fashion_mnist shakespeare adult schools
+CARRIERS := mnist5k fashion_mnist shakespeare adult schools minilm healthtweets
 
 .DEFAULT_GOAL := help
 .PHONY: help .venv demo test integration mutants bench fmt clean

@@ -135,7 +135,8 @@ def checked(losses: Tensor, parameters: Sequence[nn.Parameter], weighted: Callab
     Raises:
         Unknown: they differ.
     """
-    every = [torch.ones_like(losses), *torch.eye(len(losses), dtype=losses.dtype)[list(ends(len(losses)))]]
+    one_row = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+    every = [torch.ones_like(losses), *one_row[list(ends(len(losses)))]]
     found = []
     for factors in every:
         truth = torch.autograd.grad(losses, parameters, factors, retain_graph=True, materialize_grads=True)

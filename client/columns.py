@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from client.errors import DataError
-from client.tables import Kind, Table, require_classes
+from client.tables import MOST_CLASSES, Kind, Table, kind_of, require_classes
 
 MOST_CATEGORIES = 256  # More different words are names or identifiers: as one-hot columns they only memorise rows.
+TYPOS = 0.01  # Of a column's cells: so few words among numbers are mistakes, and never fewer than one is.
+DIFFERENT = 20  # Cells: fewer may be codes, one of which is a word.
 MISSING = frozenset({"", "nan", "na", "n/a", "null"})
 
 
@@ -46,7 +48,7 @@ class Grid:
 def tabulate(
     grid: Grid,
     *,
-    kind: Kind,
+    kind: Kind | None,
     target: str,
     silo: str | None = None,
     group: str | None = None,
@@ -56,7 +58,8 @@ def tabulate(
 
     Args:
         grid: the cells.
-        kind: "classification" (target words are classes) or "regression" (target cells are numbers).
+        kind: "classification" (target words are classes) or "regression" (target cells are numbers); None: what the
+            target's cells tell, see `client.tables.kind_of`.
         target: column to predict.
         silo: column that names each row's silo.
         group: column that names each row's group.
@@ -72,9 +75,12 @@ def tabulate(
     public = categories or {}
     blocks, names, notes = features(grid, [c for c in grid.cells if c not in (target, silo, group)], public)
     classes: tuple[str, ...] = ()
+    if kind is None:
+        kind = _kind(grid, target)
     if kind == "regression":
         targets = torch.from_numpy(numbers(grid, target))
     else:
+        require_classes_written(grid, target)
         codes, classes = coded(grid, target, public.get(target))
         targets = torch.from_numpy(codes)
         require_classes(grid.where, len(classes), f"column {target!r}")
@@ -109,6 +115,8 @@ def features(
             blocks.append(numbers(grid, column))
             names.append(column)
             continue
+        if column not in public:
+            require_words(grid, column)
         codes, words = coded(grid, column, public.get(column))
         if len(words) > MOST_CATEGORIES:
             what = f"{len(words)} different words, for example {words[0]!r}"
@@ -119,6 +127,44 @@ def features(
             found.append(column)
     note = "one-hot columns in sorted order, categories read off the rows and taken to be public: "
     return blocks, names, [note + ", ".join(found)] if found else []
+
+
+def _kind(grid: Grid, target: str) -> Kind:
+    cells = grid.cells[target]
+    if not numeric(cells):
+        require_words(grid, target)
+        return "classification"
+    values = np.array([float(cell) for cell in cells if cell.lower() not in MISSING])
+    return kind_of(values, where=f"{grid.where}, column {target!r}")
+
+
+def require_classes_written(grid: Grid, target: str) -> None:
+    """Requires that a target of classes does not hold amounts, each of which would be a class.
+
+    Raises:
+        DataError: many different numbers, one of them not whole.
+    """
+    cells = grid.cells[target]
+    if not numeric(cells) or len(set(cells)) <= MOST_CLASSES:
+        return
+    for row, cell in enumerate(cells):
+        value = number(cell)
+        if value is not None and value.is_finite() and value != value.to_integral_value():
+            raise grid.error(target, row, f"{cell!r} is an amount, no class; use a task for regression (linear, mlp)")
+
+
+def require_words(grid: Grid, column: str) -> None:
+    """Requires that a column that is not all numbers is not meant to be: one typo would make a category of each number.
+
+    Raises:
+        DataError: a cell that is no number in a column of many different ones.
+    """
+    cells = grid.cells[column]
+    held = [row for row, cell in enumerate(cells) if cell.lower() not in MISSING]
+    odd = [row for row in held if number(cells[row]) is None]
+    if 0 < len(odd) <= max(1, TYPOS * len(held)) and len({cells[row] for row in held}) > DIFFERENT:
+        what = f"{cells[odd[0]]!r} is not a number, and {len(held) - len(odd)} of {len(held)} cells here are"
+        raise grid.error(column, odd[0], f"{what}; correct it, or drop the row")
 
 
 def numeric(cells: Sequence[str]) -> bool:

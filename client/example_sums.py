@@ -42,7 +42,7 @@ class ExampleSums:
 
     def __init__(self, module: nn.Module, task: Task, *, hooks: bool = False) -> None:
         self.task, self.name = task, type(module).__name__
-        buffers = [name for name, _ in module.named_buffers()]
+        buffers = [name for name, _ in module.named_buffers() if not _fixed(module, name)]
         if buffers:  # A running statistic mixes the rows of a batch, and leaves the silo by no channel that is noised.
             raise UnsupportedModel(
                 f"{self.name} cannot be trained by DP-SGD: it keeps buffers ({buffers[0]}); use GroupNorm"
@@ -53,6 +53,7 @@ class ExampleSums:
             raise UnsupportedModel(_refusal(self.name, error)) from error
         named = dict(self.twin.named_parameters())
         self.parameters = [named[name] for name in Layout.of(module).names]
+        self._numbers = [(name, each, each._version) for name, each in self.twin.named_buffers()]
         self.books: BookKeeping | None = None
         self.wrapped: Any = None
         self._module, self._checked, self._apart = module, False, False
@@ -83,6 +84,15 @@ class ExampleSums:
         self._require_apart(features, targets)
         if pull is not None and self.books is not None:
             raise ValueError("a pull is added to gradients that are written out; use hooks")
+        found = self._total(features, targets, steps, pull)
+        for name, each, version in self._numbers:
+            if self.twin.get_buffer(name) is not each or each._version != version:
+                raise UnsupportedModel(f"{self.name} cannot be trained by DP-SGD: it changes its buffer {name}")
+        return found
+
+    def _total(
+        self, features: Tensor, targets: Tensor, steps: NoisySteps, pull: Sequence[Tensor] | None
+    ) -> tuple[list[Tensor], Tensor]:
         if self.books is not None:
             try:
                 return self.books.total(features, targets, steps)
@@ -162,6 +172,14 @@ class ExampleSums:
         for parameter in self.parameters:
             if getattr(parameter, "grad_sample", None) is not None:
                 parameter.grad_sample = None  # type: ignore[attr-defined]
+
+
+def _fixed(module: nn.Module, name: str) -> bool:
+    """Whether a buffer is a constant such as the numbers of a text's positions: integers that no model file holds."""
+    owner, _, own = name.rpartition(".")
+    buffer = module.get_buffer(name)
+    saved = own not in module.get_submodule(owner)._non_persistent_buffers_set
+    return not saved and not buffer.is_floating_point() and not buffer.is_complex()
 
 
 def _refusal(name: str, error: Exception) -> str:

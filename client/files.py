@@ -23,7 +23,7 @@ def read_csv(
     target: str,
     silo: str | None = None,
     group: str | None = None,
-    kind: Kind = "classification",
+    kind: Kind | None = "classification",
     categories: Mapping[str, Sequence[str]] | None = None,
 ) -> Table:
     """Reads a comma-separated file with a header; columns that hold words become one-hot columns.
@@ -33,7 +33,7 @@ def read_csv(
         target: column to predict; silo and group columns are not features either.
         silo: column that names each row's silo.
         group: column that names each row's group.
-        kind: "classification" or "regression".
+        kind: "classification" or "regression"; None: what the target's values tell.
         categories: column to its publicly known words; see `tabulate`.
 
     Raises:
@@ -74,12 +74,12 @@ def read_grid(path: str | Path) -> Grid:
     return Grid(str(path), lines, {name: list(cells) for name, cells in zip(header, columns)})
 
 
-def read_npz(path: str | Path, *, kind: Kind = "classification") -> Table:
+def read_npz(path: str | Path, *, kind: Kind | None = "classification") -> Table:
     """Reads an npz file with arrays `x` and `y`, and `silo` and `group` where there are any.
 
     Args:
         path: the file; arrays of Python objects are refused, since reading them runs code.
-        kind: "classification" or "regression".
+        kind: "classification" or "regression"; None: what the target's values tell.
 
     Raises:
         DataError: one line with file and array, what was found and what to do.
@@ -103,14 +103,14 @@ def read_npz(path: str | Path, *, kind: Kind = "classification") -> Table:
     return from_arrays(**{"group": None, "silo": None, **arrays}, where=str(path), kind=kind)
 
 
-def read_dataset(dataset: Any, *, kind: Kind = "classification", where: str = "dataset") -> Table:
+def read_dataset(dataset: Any, *, kind: Kind | None = "classification", where: str = "dataset") -> Table:
     """Reads a torch Dataset whose items are `(x, y)` or `(x, y, silo)`.
 
     The caller has imported it, from a name on the user's own command line: a file never names code.
 
     Args:
         dataset: an object with `len()` and items by index.
-        kind: "classification" or "regression".
+        kind: "classification" or "regression"; None: what the target's values tell.
         where: its name, for messages.
 
     Raises:

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from client.batches import Plan, plan
 from client.descent import beside
+from client.device import CPU
 from client.dpsgd import DPSGD
 from client.examples import Shards
 from client.personal import PersonalStore
 from client.planted import Planted
 from client.queries import Queries
+from client.rounding import Rounding
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
+from client.stacked_adapters import StackedAdapters
 from privacy import streams
 from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
@@ -24,7 +27,9 @@ from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
 from strategies.base import Correction, Evaluation, Instruction, Penalty, Rows, Split, Strategy
 from strategies.experiment import Train
+from strategies.layout import Layout
 from strategies.tasks import Shape, Task, evaluate
+from strategies.traffic import message, require_kept
 
 
 class SiloHost:
@@ -46,6 +51,8 @@ class SiloHost:
         secret: their noise and batches come from the operating system, not from the seed.
         planted: canary examples of some silos, or None; needs `personal` to keep what becomes of them.
         local: how each silo protects its own update before it leaves, or None.
+        rounding: what crossing the link does to numbers; with feedback it needs `personal`.
+        device: where silos that are trained one by one are trained; stacks stay on the CPU.
     """
 
     def __init__(
@@ -66,15 +73,22 @@ class SiloHost:
         secret: bool = False,
         planted: Planted | None = None,
         local: LocalNoise | None = None,
+        rounding: Rounding = Rounding(),  # noqa: B008  # Frozen.
+        device: torch.device = CPU,
     ) -> None:
-        self.local = local
+        if rounding.feedback and personal is None:
+            raise ValueError("rounding: feedback needs a store of personal vectors to keep residuals in")
+        self.local, self.rounding = local, rounding
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
         self.shards, self.metric = shards, shape.metric
         self.held_out: Mapping[Split, Shards | None] = {"test": held_out, "validation": validation}
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
-        self.single = SingleTrainer(module, task, train)
+        self.single = SingleTrainer(module, task, train, device=device)
         chain = task.stack(shape) if stacked else None
         self.stack = StackedTrainer(chain, train) if chain is not None else None
+        adapted = task.stack_adapted(shape) if stacked and examples is None else None
+        if adapted is not None:
+            self.stack = StackedAdapters(adapted, train, module)
         self.dpsgd, self.planted = None, planted
         if examples is not None:
             self.dpsgd = DPSGD(
@@ -101,17 +115,22 @@ class SiloHost:
         record: bool = False,
     ) -> Partial:
         """Trains a chunk of silos and returns their clipped sums; with `record`, their private losses too."""
-        out = Contributions(mechanisms, self.channel_sizes)
+        out = Contributions(mechanisms, self.channel_sizes, reveals=self.strategy.reveals)
+        kept = self.strategy.kept(self.single.layout, instruction.round, instruction.tier)
+        sent = kept if self.local is None else {}  # The silo's own noise leaves no number at zero.
         losses: list[float] = []
         spoilt: list[int] = []
+        instruction = self.rounding.received(instruction)
         for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
             session = Session(self, group, instruction.round, record=record, training=True)
             update = self.strategy.local(session, instruction)
-            channels = update.channels
+            # Before any clip, so that no rounding makes a clipped update longer.
+            channels = self.rounding.sent(update.channels, session.state, self.channel_sizes)
             if self.local is not None:  # The last step on the silo's side: what follows is the server's.
                 channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
                 spoilt += broken
-            out.add(channels, update.weight, group)
+            require_kept(update.channels, kept)
+            out.add(channels, update.weight, group, message(self.channel_sizes, sent, self.rounding.values))
             if self.planted is not None and self.personal is not None:
                 self.planted.keep(session.changes, self.personal)
             losses += session.losses
@@ -127,7 +146,7 @@ class SiloHost:
         if held_out is None:
             return Evaluation((), (), (), ())
         kept = [silo for silo in silos if int(held_out.sizes[silo]) > 0]
-        results = []
+        results, instruction = [], self.rounding.received(instruction)
         for silo in kept:
             session = Session(self, [silo], instruction.round, record=False, stacked=False, split=split)
             if fresh and self.personal is not None:
@@ -172,6 +191,11 @@ class Session:
         if self._host.dpsgd is not None:
             sizes = torch.tensor([float(self._host.dpsgd.silos[silo].rows) for silo in self._silos])
         return self._shaped(sizes)
+
+    @property
+    def layout(self) -> Layout:
+        """Which stretch of a vector is which parameter; see `strategies.base.Silo`."""
+        return self._host.single.layout
 
     @property
     def index(self) -> Tensor:
@@ -264,7 +288,8 @@ class Session:
         if held_out is None:
             raise ValueError(f"data.{self._split}: 0 leaves no held-out rows to evaluate on; set it above 0")
         rows = held_out.silo(self._silos[0])
-        result = evaluate(host.task, host.single.module, host.single.layout, model, rows.features, rows.targets)
+        single, here = host.single, model.to(host.single.device)
+        result = evaluate(host.task, single.module, single.layout, here, rows.features, rows.targets)
         return {name: torch.tensor(value) for name, value in result.items()}
 
     def _plan(self) -> tuple[Plan, streams.Keys]:

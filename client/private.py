@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from client.batches import Plan
 from client.descent import Descent
+from client.device import seeded
 from client.example_sums import ExampleSums
 from client.examples import Examples
 from client.single import layout_of_images
@@ -19,7 +20,9 @@ from strategies.tasks import Task
 
 
 class PrivateTrainer:
-    """Runs DP-SGD on a twin of the module; the twin is wrapped once and kept for the whole run.
+    """Runs DP-SGD on a twin of the module, where that lies; the twin is wrapped once and kept for the whole run.
+
+    Clipped sums are found on that device; noise, and all that follows it, is the CPU's.
 
     Raises:
         UnsupportedModel: Opacus cannot take the module.
@@ -28,7 +31,8 @@ class PrivateTrainer:
     def __init__(self, module: nn.Module, task: Task, train: Train) -> None:
         self.train, self.sums = train, ExampleSums(module, task)
         self.layout = Layout.of(module)
-        self.weights = torch.zeros(self.layout.size)
+        self.device = next(iter(self.sums.parameters)).device
+        self.weights = torch.zeros(self.layout.size, device=self.device)
         self._views(self.sums)
         self._module = module
         self._written: ExampleSums | None = None
@@ -63,30 +67,35 @@ class PrivateTrainer:
             record: append the mean loss over all rows seen to `losses`; private.
         """
         self.weights.copy_(start)
-        descent, seen = Descent(self.weights, self.train, correct), []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key)
+        weights = self.weights.cpu()  # On the CPU the very same tensor.
+        descent, seen = Descent(weights, self.train, correct), []
+        with seeded(key, self.device):
             for step in range(plan.steps):
                 batch = rows.select(plan.rows[0, step, : int(plan.counts[0, step])])
-                sums, losses = self._total(batch.features, batch.targets, steps, penalty)
-                descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))
+                pull = None if penalty is None else penalty(weights).to(self.device)
+                sums, losses = self._total(batch.features, batch.targets, steps, pull)
+                descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]).cpu(), noise))
+                if weights is not self.weights:
+                    self.weights.copy_(weights)
                 seen.append(losses)
         if record:
             self.losses.append(float(torch.cat(seen).mean()))  # NaN without a row: there is no loss.
-        return self.weights.clone()
+        return weights.clone()
 
     def _total(
-        self, features: Tensor, targets: Tensor, steps: NoisySteps, penalty: Penalty | None
+        self, features: Tensor, targets: Tensor, steps: NoisySteps, pull: Tensor | None
     ) -> tuple[list[Tensor], Tensor]:
-        if penalty is None:
-            return self.sums.total(layout_of_images(features), targets, steps)
+        targets = targets.to(self.device)
+        if pull is None:
+            return self.sums.total(layout_of_images(features).to(self.device), targets, steps)
         # A penalty meets gradients that are written out, which only hooks do; those of a convolution go wrong with
         # channels last, and are then refused.
         if self._written is None:
             self._written = ExampleSums(self._module, self.sums.task, hooks=True)
             self._views(self._written)
-        pull = self.layout.unflatten(penalty(self.weights))
-        return self._written.total(features, targets, steps, pull=list(pull.values()))
+        return self._written.total(
+            features.to(self.device), targets, steps, pull=list(self.layout.unflatten(pull).values())
+        )
 
     def _views(self, sums: ExampleSums) -> None:
         """Makes parameters views of the one vector that is trained."""

@@ -109,7 +109,7 @@ class PrivateStackedTrainer:
         values, slopes, pull = _wide(values, slopes, pull)
         inner = [
             (slopes[number] * (torch.bmm(values[number], own.weight.transpose(1, 2)) + own.bias.unsqueeze(1))).sum(-1)
-            for number, own in enumerate(self.dense.layers(pull))
+            for number, own in enumerate(self.dense.dense(pull))
         ]
         both = _squares(values, slopes) + 2.0 * torch.stack(inner).sum(0) + pull.square().sum(-1, keepdim=True)
         factors = steps.factors(both.clamp(min=0.0).sqrt()) * real

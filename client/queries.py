@@ -61,8 +61,8 @@ class Queries:
             single.weights.copy_(model)
             for at in range(0, len(held), BATCH):
                 batch = held.select(slice(at, at + BATCH))
-                outputs = single.module(layout_of_images(batch.features))
-                found[at : at + BATCH, number] = single.task.losses(outputs, batch.targets)
+                outputs = single.module(layout_of_images(batch.features).to(single.device))
+                found[at : at + BATCH, number] = single.task.losses(outputs, batch.targets.to(single.device)).cpu()
         return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from client.device import seeded
 from strategies.tasks import Task
 
 ROWS = 8  # Of a batch that are looked at.
@@ -66,8 +67,7 @@ def _apart(model: nn.Module, task: Task, features: Tensor, targets: Tensor, tole
 
 def _losses(model: nn.Module, task: Task, features: Tensor, targets: Tensor) -> Tensor:
     """Every row's loss; dropout draws the same for the same shape."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0, features.device):
         losses = task.losses(model(features), targets)
     if losses.shape[:1] != targets.shape[:1]:
         raise Mixed("its losses are not one for each example")
@@ -78,7 +78,7 @@ def _stirred(module: nn.Module) -> nn.Module:
     model, rng = copy.deepcopy(module).train(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(STIRRED * torch.randn(parameter.shape, generator=rng))
+            parameter.add_(STIRRED * torch.randn(parameter.shape, generator=rng).to(parameter.device))
     return model
 
 

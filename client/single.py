@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from client.batches import Plan
+from client.device import CPU, seeded
 from client.examples import Examples
 from strategies.base import Correction
 from strategies.experiment import Train
@@ -19,12 +20,18 @@ class SingleTrainer:
     """Runs local SGD on a module whose parameters are views of one flat vector.
 
     One update of the vector then is one operation, whatever the number of layers.
+
+    Args:
+        module: moved to `device`, and trained there.
+        task: model and loss.
+        train: the experiment's training section.
+        device: of the work; rows, starts and results are on the CPU.
     """
 
-    def __init__(self, module: nn.Module, task: Task, train: Train) -> None:
-        self.module, self.task, self.train = module, task, train
+    def __init__(self, module: nn.Module, task: Task, train: Train, *, device: torch.device = CPU) -> None:
+        self.module, self.task, self.train, self.device = module.to(device), task, train, device
         self.layout = Layout.of(module)
-        self.weights = torch.zeros(self.layout.size)
+        self.weights = torch.zeros(self.layout.size, device=device)
         self.views = self.layout.unflatten(self.weights)
         named = dict(module.named_parameters())
         self.parameters = [named[name] for name in self.views]
@@ -51,21 +58,21 @@ class SingleTrainer:
         self.module.train()
         momentum = torch.zeros_like(self.weights) if self.train.momentum else None
         seen: list[Tensor] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key)
+        with seeded(key, self.device):
             for step in range(plan.steps):
                 count = int(plan.counts[0, step])
                 if count == 0:
                     break
                 batch = rows.select(plan.rows[0, step, :count])
-                loss = self.task.losses(self.module(layout_of_images(batch.features)), batch.targets).mean()
+                outputs = self.module(layout_of_images(batch.features).to(self.device))
+                loss = self.task.losses(outputs, batch.targets.to(self.device)).mean()
                 # Fresh gradients, not .grad: nothing to set to zero and nothing to add onto.
                 self._step(torch.autograd.grad(loss, self.parameters, materialize_grads=True), momentum, correct)
                 if record:
                     seen.append(loss.detach())
         if record:
             self.losses.append(float(torch.stack(seen).mean()) if seen else float("nan"))
-        return self.weights.clone()
+        return self.weights.to(CPU, copy=True)
 
     def _step(self, slopes: Sequence[Tensor], momentum: Tensor | None, correct: Correction | None) -> None:
         if correct is None and momentum is None and not self.train.weight_decay:
@@ -76,7 +83,8 @@ class SingleTrainer:
         if self.train.weight_decay:
             gradient = gradient.add(self.weights, alpha=self.train.weight_decay)
         if correct is not None:
-            gradient = correct(self.weights, gradient)
+            # A strategy's own vectors are on the CPU, where moving to it gives the tensor itself.
+            gradient = correct(self.weights.cpu(), gradient.cpu()).to(self.device)
         if momentum is not None:
             gradient = momentum.mul_(self.train.momentum).add_(gradient)
         self.weights.sub_(gradient, alpha=self.train.learning_rate)

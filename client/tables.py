@@ -13,6 +13,7 @@ from torch import Tensor
 from client.errors import DataError
 
 Kind = Literal["classification", "regression", "sequence"]
+MOST_CLASSES = 20  # More different whole numbers than this may as well be amounts.
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Table:
 
     Attributes:
         kind: what the targets are.
-        features: `(rows, ...)` float32, or `(rows, length)` int64 for sequences.
+        features: `(rows, ...)` float32, or `(rows, length)` int64 for tokens, of sequences and of texts in classes.
         targets: `(rows,)` int64 classes, `(rows,)` float32 numbers, or `(rows, length)` int64.
         classes: number of classes, or size of the vocabulary of a sequence; None for regression.
         silo: `(rows,)` int64 index into `silo_names`, where the data names silos.
@@ -47,13 +48,28 @@ class Table:
         return len(self.targets)
 
 
+def kind_of(values: NDArray[Any], *, where: str) -> Kind:
+    """What numbers are where nobody says: amounts if one is not whole, classes if they are few.
+
+    Raises:
+        DataError: many different whole numbers, which may be either.
+    """
+    if not bool((values == np.floor(values)).all()):
+        return "regression"
+    different = len(np.unique(values))
+    if different <= MOST_CLASSES:
+        return "classification"
+    what = f"{different} different whole numbers, which may be classes or amounts"
+    raise DataError(f"{where}: {what}; set data.kind to classification or regression")
+
+
 def require_classes(where: str, classes: int, what: str) -> None:
     """Requires at least two classes."""
     if classes < 2:
         raise DataError(f"{where}, {what}: one class only, nothing to learn; give rows of at least two classes")
 
 
-def from_arrays(x: Any, y: Any, silo: Any = None, group: Any = None, *, where: str, kind: Kind) -> Table:
+def from_arrays(x: Any, y: Any, silo: Any = None, group: Any = None, *, where: str, kind: Kind | None) -> Table:
     """A table from arrays, as npz files and torch Datasets hold them.
 
     Args:
@@ -62,7 +78,7 @@ def from_arrays(x: Any, y: Any, silo: Any = None, group: Any = None, *, where: s
         silo: `(rows,)` names or numbers, or None.
         group: likewise.
         where: the source, for messages.
-        kind: "classification" or "regression".
+        kind: "classification" or "regression"; None: as `kind_of` tells, words are classes.
 
     Raises:
         DataError: shapes that do not agree, no rows, values that are not finite, a single class.
@@ -74,6 +90,8 @@ def from_arrays(x: Any, y: Any, silo: Any = None, group: Any = None, *, where: s
     finite = floats(rows, where=f"{where}, x")
     names: tuple[str, ...] = ()
     notes: list[str] = []
+    if kind is None:
+        kind = kind_of(values, where=f"{where}, y") if values.dtype.kind in "iuf" else "classification"
     if kind == "regression":
         targets: NDArray[Any] = floats(values, where=f"{where}, y")
     elif values.dtype.kind in "biuU":

@@ -16,6 +16,7 @@ from torch import Tensor
 from privacy.adaptive import AdaptiveSum
 from privacy.mechanism import Mechanism
 from privacy.noise import NoiseSource
+from privacy.revealed import Revealed
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,19 @@ class Failure:
 
     silo: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """How much one silo's update is on its way: a public size, whatever it holds.
+
+    Attributes:
+        numbers: that travel.
+        bytes: of the encoded message.
+    """
+
+    numbers: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -37,9 +51,11 @@ class Partial:
         arrived: updates summed.
         clipped: updates that were longer than the clip norm, a private count.
         payload: numbers sent up by the silos of this chunk.
+        bytes: sent up by the silos of this chunk.
         failures: updates refused.
         losses: mean training loss of each silo that reports one; private.
         votes: sums of the votes on clip norms, of the channels that have them; private.
+        revealed: the updates one by one, where the strategy must see them.
     """
 
     chunk: int
@@ -48,9 +64,11 @@ class Partial:
     arrived: int = 0
     clipped: int = 0
     payload: int = 0
+    bytes: int = 0
     failures: tuple[Failure, ...] = ()
     losses: tuple[float, ...] = ()
     votes: Mapping[str, float] = field(default_factory=dict)
+    revealed: Revealed | None = None
 
 
 @dataclass
@@ -60,22 +78,34 @@ class Contributions:
     Attributes:
         mechanisms: how each channel is bounded.
         sizes: channel to the length of its vectors.
+        reveals: keep the updates one by one, too.
     """
 
     mechanisms: Mapping[str, Mechanism]
     sizes: Mapping[str, int]
+    reveals: bool = False
     weight: float = 0.0
     arrived: int = 0
     clipped: int = 0
     payload: int = 0
+    bytes: int = 0
     failures: list[Failure] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in self.sizes.items()}
         self.votes = _no_votes(self.mechanisms)
+        self._seen: list[Revealed] = [Revealed.nobody(self.sizes)] if self.reveals else []
 
-    def add(self, channels: Mapping[str, Tensor], weight: Tensor | float, silos: Sequence[int]) -> None:
+    def add(
+        self,
+        channels: Mapping[str, Tensor],
+        weight: Tensor | float,
+        silos: Sequence[int],
+        message: Message | None = None,
+    ) -> None:
         """Adds the updates of `silos`: vectors `(N,)` for one silo or `(silos, N)` for several.
+
+        `message` is how long each of them was on its way; left out, its vectors are as they are, in float32.
 
         A silo whose vectors are of a wrong length or not finite, or whose weight is not allowed, is left out with a
         reason; it can neither stop the round nor change what the others contribute. No silos at all add nothing.
@@ -89,6 +119,7 @@ class Contributions:
         weights = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).expand(len(silos))
         good = self._usable(norms, weights, silos)
         clipped = torch.zeros(len(silos), dtype=torch.bool)
+        seen: dict[str, Tensor] = {}
         for name, mechanism in self.mechanisms.items():
             vectors, norm = rows[name], norms[name]
             if not bool(good.all()):  # A zero factor would turn inf into NaN: bad rows leave the matrix.
@@ -96,12 +127,20 @@ class Contributions:
             factors = mechanism.factors(norm)
             self.sums[name] += (factors * weights[good]) @ vectors
             clipped[good] |= factors < 1.0
+            if self.reveals:
+                seen[name] = (factors.unsqueeze(-1) * vectors).float()
             if isinstance(mechanism, AdaptiveSum):  # Of whole updates: a weight makes none shorter.
                 self.votes[name] += float(mechanism.votes(norm).sum())
+        if self.reveals:
+            whose = tuple(silo for silo, usable in zip(silos, good.tolist()) if usable)
+            self._seen.append(Revealed(whose, weights[good], seen))
         self.weight += float(weights[good].sum())
         self.arrived += int(good.sum())
         self.clipped += int(clipped.sum())
-        self.payload += int(good.sum()) * (sum(self.sizes.values()) + len(self.votes))
+        numbers = sum(self.sizes.values())
+        message = message if message is not None else Message(numbers, 4 * numbers)
+        self.payload += int(good.sum()) * (message.numbers + len(self.votes))
+        self.bytes += int(good.sum()) * (message.bytes + 4 * len(self.votes))
 
     def _malformed(self, channels: Mapping[str, Tensor], silos: int) -> str | None:
         if set(channels) != set(self.sizes):
@@ -139,9 +178,11 @@ class Contributions:
             arrived=self.arrived,
             clipped=self.clipped,
             payload=self.payload,
+            bytes=self.bytes,
             failures=tuple(self.failures),
             losses=tuple(losses),
             votes=self.votes,
+            revealed=Revealed.join(self._seen) if self.reveals else None,
         )
 
 
@@ -171,12 +212,14 @@ class Release:
         divisors: channel to what a mean divides by.
         population: all silos of the federation, also those not asked.
         votes: channel to its released votes on the clip norm, where it adapts.
+        revealed: the updates one by one, for a strategy that declares `reveals`.
     """
 
     sums: Mapping[str, Tensor]
     divisors: Mapping[str, float]
     population: int
     votes: Mapping[str, float] = field(default_factory=dict)
+    revealed: Revealed | None = None
 
     def sum(self, channel: str) -> Tensor:
         """The released sum of a channel, `(N,)` float32."""
@@ -190,6 +233,16 @@ class Release:
         """
         return (self.sums[channel] / self.divisors[channel]).float()
 
+    def reveal(self) -> Revealed:
+        """The single updates of the round, in the order of the cohort.
+
+        Raises:
+            ValueError: the strategy did not say that it would look, so nobody charged for it.
+        """
+        if self.revealed is None:
+            raise ValueError("single updates are for a strategy that declares `reveals = True`; use sum or mean")
+        return self.revealed
+
 
 class Collector:
     """Takes the chunks of one round, in any order, and makes them a `Release`.
@@ -202,17 +255,25 @@ class Collector:
         sizes: channel to the length of its vectors.
         expected: the constant expected number of contributions (canaries included).
         population: silos of the federation.
+        reveals: the release shows the updates one by one, too.
     """
 
     def __init__(
-        self, mechanisms: Mapping[str, Mechanism], sizes: Mapping[str, int], *, expected: float, population: int
+        self,
+        mechanisms: Mapping[str, Mechanism],
+        sizes: Mapping[str, int],
+        *,
+        expected: float,
+        population: int,
+        reveals: bool = False,
     ) -> None:
-        self.mechanisms, self.expected, self.population = mechanisms, expected, population
+        self.mechanisms, self.expected, self.population, self.reveals = mechanisms, expected, population, reveals
         self.sums = {name: torch.zeros(sizes[name], dtype=torch.float64) for name in mechanisms}
         self.votes = _no_votes(mechanisms)
         self.tally = Tally()
         self._next = 0
         self._waiting: dict[int, Partial] = {}
+        self._seen: list[Revealed] = []
 
     def add(self, partial: Partial) -> None:
         """Takes the sums of one chunk; a chunk that came already is refused, so nothing counts twice."""
@@ -225,6 +286,8 @@ class Collector:
             for name, votes in ready.votes.items():
                 self.votes[name] += votes  # Halves: every order of adding them gives the same number.
             self.tally.add(ready)
+            if ready.revealed is not None:
+                self._seen.append(ready.revealed)
             self._next += 1
 
     def release(self, source: NoiseSource, *, stream: Sequence[int | str]) -> Release:
@@ -243,7 +306,11 @@ class Collector:
                 votes[name] = mechanism.count(self.votes[name], source, stream=(*stream, name, "votes"))
             exact = not mechanism.private and self.tally.weight > 0
             divisors[name] = self.tally.weight if exact else self.expected
-        return Release(sums, divisors, self.population, votes)
+        revealed = None
+        if self.reveals:
+            sizes = {name: total.numel() for name, total in self.sums.items()}
+            revealed = Revealed.join([Revealed.nobody(sizes), *self._seen])
+        return Release(sums, divisors, self.population, votes, revealed)
 
 
 @dataclass
@@ -254,6 +321,7 @@ class Tally:
     arrived: int = 0
     clipped: int = 0
     payload: int = 0
+    bytes: int = 0
     failures: list[Failure] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
@@ -263,5 +331,6 @@ class Tally:
         self.arrived += partial.arrived
         self.clipped += partial.clipped
         self.payload += partial.payload
+        self.bytes += partial.bytes
         self.failures += partial.failures
         self.losses += partial.losses

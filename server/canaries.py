@@ -16,7 +16,7 @@ from privacy.audit import LENGTH, direction
 from privacy.local import CANARY, LocalNoise
 from privacy.mechanism import GaussianSum, Mechanism
 from privacy.release import Contributions, Partial
-from server.link import Link
+from server.link import Link, Request
 from server.participation import Participation
 from strategies.base import Evaluation, Instruction, Split
 
@@ -61,14 +61,14 @@ class CanaryLink:
         return self.participation.expected
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
         """The link's chunks, then the canaries' own."""
         chunks = 0
-        for partial in self.link.ask(instruction, cohort, mechanisms, record=record):
+        for partial in self.link.ask(requests, mechanisms, record=record):
             chunks += 1
             yield partial
-        yield self._contribute(instruction.round, mechanisms, chunks)
+        yield self._contribute(requests[0].instruction.round, mechanisms, chunks)
 
     def _contribute(self, round_: int, mechanisms: Mapping[str, Mechanism], chunk: int) -> Partial:
         total = Contributions(mechanisms, self.sizes)
@@ -80,7 +80,7 @@ class CanaryLink:
             if self.local is not None:
                 update, _ = self.local.protect(update, 1.0, block, round_=round_, purpose=CANARY)
             total.add(update, 1.0, block)
-        return replace(total.partial(chunk), weight=0.0, arrived=0, clipped=0, payload=0, votes={})
+        return replace(total.partial(chunk), weight=0.0, arrived=0, clipped=0, payload=0, bytes=0, votes={})
 
     def _update(self, canaries: Sequence[int], length: float) -> dict[str, Tensor]:
         size = self.sizes[self.channel]

@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from privacy.mechanism import Mechanism
 from privacy.release import Partial
-from strategies.base import Evaluation, Instruction, Split
+from strategies.base import Evaluation, Instruction, Split, State, Strategy
+
+
+@dataclass(frozen=True)
+class Request:
+    """What some silos are asked.
+
+    Attributes:
+        instruction: of their tier.
+        silos: of that tier, those in the round's cohort.
+    """
+
+    instruction: Instruction
+    silos: Sequence[int]
+
+
+def by_tier(strategy: Strategy, state: State, round_: int, silos: Sequence[int]) -> list[Request]:
+    """What each tier of some silos is asked in a round; with no silos the first tier is, for nobody."""
+    tiers: dict[int, list[int]] = {}
+    for silo in silos:
+        tiers.setdefault(strategy.tier(silo), []).append(silo)
+    return [
+        Request(strategy.instruct(state, round_, tier), asked) for tier, asked in sorted((tiers or {0: []}).items())
+    ]
+
+
+def chunks(requests: Sequence[Request], most: int) -> Iterator[tuple[Instruction, Sequence[int]]]:
+    """The silos asked, `most` of a tier at a time: what is summed together, in every engine alike."""
+    for request in requests:
+        for at in range(0, len(request.silos), most):
+            yield request.instruction, request.silos[at : at + most]
 
 
 class Link(Protocol):
@@ -19,11 +50,12 @@ class Link(Protocol):
     population: int
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
         """Has the silos of a cohort trained; yields chunks as they are done, in any order.
 
-        `record` also brings back private training losses.
+        There is one request a tier, and at least one, if for nobody, so that the round is known. `record` also brings
+        back private training losses.
         """
         ...
 
@@ -55,3 +87,15 @@ class Link(Protocol):
     def close(self) -> None:
         """Lets workers and memory go."""
         ...
+
+
+def evaluate(
+    link: Link, strategy: Strategy, state: State, round_: int, *, split: Split = "test", fresh: bool = False
+) -> Evaluation:
+    """How every silo of a federation is served, each as its tier is; the rest as for `Link.evaluate`."""
+    parts = [
+        link.evaluate(request.instruction, request.silos, split=split, fresh=fresh)
+        for request in by_tier(strategy, state, round_, range(link.population))
+    ]
+    columns = ([value for part in parts for value in getattr(part, field.name)] for field in fields(Evaluation))
+    return Evaluation(*(tuple(column) for column in columns))

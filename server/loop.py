@@ -8,7 +8,6 @@ commit, the personal state, rounds.jsonl) can be done again after a crash and is
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,15 +27,17 @@ from privacy.mechanism import Mechanism, joint_event
 from privacy.noise import NoiseSource
 from privacy.release import Collector
 from server.checkpoint import Checkpoint
-from server.link import Link
+from server.link import Link, by_tier
 from server.local import LocalCharge
 from server.odometer import Odometer
-from server.rows import Phases, counts
+from server.rows import Phases, counts, finite
 from server.sampler import CyclicCohort, Sampler
 from server.store import RunStore
 from server.turns import Carried, Charges, charged, events
 from server.unchanged import unchanged
 from strategies.base import State, Strategy
+from strategies.layout import Layout
+from strategies.wire import Values
 
 UNIT = "silo"
 
@@ -73,6 +74,7 @@ class Training:
     Attributes:
         strategy: server half of the algorithm.
         model: initial vector `(N,)`.
+        layout: which stretch of it is which parameter.
         sampler: who is asked.
         mechanisms: channel to its mechanism, of the next round; all private or none.
         rounds: how many.
@@ -90,12 +92,14 @@ class Training:
         watcher: looks at every released model, or None.
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
         admit: is given a round and its cohort; a round is reserved inside of what it returns, or stopped by it.
+        values: the type that numbers travel as; it decides how many bytes they are.
         carried: what turns and correlated noise remember from round to round.
         local: what being asked costs a silo whose update the server sees, where silos noise their own.
     """
 
     strategy: Strategy
     model: Tensor
+    layout: Layout
     sampler: Sampler
     mechanisms: Mapping[str, Mechanism]
     rounds: int
@@ -114,6 +118,7 @@ class Training:
     ledgers: Sequence[Ledger] = ()
     admit: Callable[[int, Sequence[int]], AbstractContextManager[None]] = always
     local: LocalCharge | None = None
+    values: Values = "float32"
     carried: Carried = field(default=cast(Carried, None), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -124,6 +129,10 @@ class Training:
     def event(self) -> Event:
         """What one round costs a silo, known before the round; where silos take turns, a round that pays."""
         return round_event(self.strategy, self.mechanisms, self.sampler)
+
+    def first(self) -> State:
+        """The server's state before round 1."""
+        return self.strategy.init(self.model, streams.generator(self.seed, "init"), self.layout)
 
     def cohort(self, round_: int) -> list[int]:
         """Who is asked in a round. For whoever knows that, amplification is void: secret noise has secret cohorts."""
@@ -171,7 +180,7 @@ def resume(training: Training, link: Link, store: RunStore, ledger: Ledger) -> t
     training.carried.restore(*((checkpoint.round, checkpoint.carried) if checkpoint is not None else (0, {})))
     if checkpoint is None:
         link.recover(0)
-        return 0, training.strategy.init(training.model, streams.generator(training.seed, "init")), training
+        return 0, training.first(), training
     link.recover(checkpoint.round)
     for entry in ledger.open_reserves():
         if entry.seq <= int(checkpoint.meta["ledger"]["seq"]) and entry.round == checkpoint.round:
@@ -258,10 +267,16 @@ def _train(
     training: Training, link: Link, state: State, round_: int, cohort: list[int], phases: Phases
 ) -> tuple[Training, State, dict[str, Any]]:
     strategy = training.strategy
-    instruction = strategy.instruct(state, round_)
+    requests = by_tier(strategy, state, round_, cohort)
     sizes = strategy.channels(training.model.numel())
-    collector = Collector(training.mechanisms, sizes, expected=training.expected, population=link.population)
-    for partial in link.ask(instruction, cohort, training.mechanisms, record=training.record):
+    collector = Collector(
+        training.mechanisms,
+        sizes,
+        expected=training.expected,
+        population=link.population,
+        reveals=strategy.reveals,
+    )
+    for partial in link.ask(requests, training.mechanisms, record=training.record):
         collector.add(partial)
     if collector.tally.failures and not collector.tally.arrived:
         refused, reason = len(collector.tally.failures), collector.tally.failures[0].reason
@@ -277,17 +292,19 @@ def _train(
         training.watcher.see(before, strategy.predictor(state))
         phases.done("audit")
     row = {"round": round_, "cohort": len(cohort)} | counts(
-        collector.tally, training.mechanisms, payload_down=instruction.payload, record=training.record
+        collector.tally, training.mechanisms, requests, record=training.record, values=training.values
     )
     return replace(training, mechanisms=advanced(training.mechanisms, release)), state, row
 
 
 def _evaluate(training: Training, state: State, round_: int, phases: Phases) -> dict[str, Any]:
-    due = round_ % training.every == 0 or round_ == training.rounds
-    measured = training.evaluate(training.strategy.predictor(state)) if training.evaluate and due else {}
+    row: dict[str, Any] = {}
+    if training.evaluate and (round_ % training.every == 0 or round_ == training.rounds):
+        row |= finite(training.evaluate(training.strategy.predictor(state)))
+        if variants := training.strategy.variants(state, round_):
+            row["variants"] = {name: finite(training.evaluate(model)) for name, model in variants.items()}
     phases.done("evaluate")
-    # A finite model may still have an infinite loss, and JSON has no infinity.
-    return {name: value if math.isfinite(value) else None for name, value in measured.items()}
+    return row
 
 
 def _commit(

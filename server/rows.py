@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privacy.adaptive import clip_norms
 from privacy.mechanism import Mechanism
 from privacy.release import Tally
+from server.link import Request
+from strategies.traffic import message
+from strategies.wire import Values
 
 
 class Phases:
@@ -35,26 +38,34 @@ class Phases:
         self._mark = now
 
 
-def counts(tally: Tally, mechanisms: Mapping[str, Mechanism], *, payload_down: int, record: bool) -> dict[str, Any]:
+def counts(
+    tally: Tally,
+    mechanisms: Mapping[str, Mechanism],
+    requests: Sequence[Request],
+    *,
+    record: bool,
+    values: Values = "float32",
+) -> dict[str, Any]:
     """What may be said of the updates: counts always, private numbers only where they are recorded.
 
     Args:
         tally: of the round.
         mechanisms: of the round, by channel.
-        payload_down: numbers sent to one silo.
+        requests: what was sent to whom.
         record: whether private numbers may be shown.
+        values: the type that numbers travel as.
     """
     failures = Counter(failure.reason for failure in tally.failures)
-    asked = tally.arrived + sum(failures.values())
-    up, down = tally.payload, payload_down * asked
+    asked = [(request.instruction, len(request.silos)) for request in requests]
+    down = [(message(instruction.sizes, instruction.kept, values), silos) for instruction, silos in asked]
     row: dict[str, Any] = {
         "arrived": tally.arrived,
         "failures": sum(failures.values()),
         "failure_reasons": dict(sorted(failures.items())),
-        "parameters_up": up,
-        "parameters_down": down,
-        "bytes_up": 4 * up,  # float32 vectors.
-        "bytes_down": 4 * down,
+        "parameters_up": tally.payload,
+        "parameters_down": sum(sent.numbers * silos for sent, silos in down),
+        "bytes_up": tally.bytes,
+        "bytes_down": sum(sent.bytes * silos for sent, silos in down),
         "clip_norms": clip_norms(mechanisms),  # Of released votes alone: public.
         "train_loss": None,
         "clip_fraction": None,
@@ -66,3 +77,8 @@ def counts(tally: Tally, mechanisms: Mapping[str, Mechanism], *, payload_down: i
         if any(mechanism.private for mechanism in mechanisms.values()) and tally.arrived:
             row["clip_fraction"] = tally.clipped / tally.arrived
     return row
+
+
+def finite(measured: Mapping[str, float]) -> dict[str, float | None]:
+    """A finite model may still have an infinite loss, and JSON has no infinity: None stands for it."""
+    return {name: value if math.isfinite(value) else None for name, value in measured.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
+from server.link import evaluate
 from strategies.base import Evaluation
 
 if TYPE_CHECKING:
@@ -29,14 +31,11 @@ def served(active: ActiveRun, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     if not active.records:
         return {}
-    strategy, link, metric = active.experiment.strategy, active.link, active.model.shape.metric
-    instruction, everyone = strategy.instruct(state, active.experiment.rounds + 1), range(active.link.population)
-    found = {
-        "test": link.evaluate(instruction, everyone),
-        "validation": link.evaluate(instruction, everyone, split="validation"),
-    }
+    strategy, metric = active.experiment.strategy, active.model.shape.metric
+    asked = partial(evaluate, active.link, strategy, state, active.experiment.rounds + 1)
+    found = {"test": asked(), "validation": asked(split="validation")}
     if strategy.personal(1):
-        found["new_silo"] = link.evaluate(instruction, everyone, fresh=True)
+        found["new_silo"] = asked(fresh=True)
     return {name: summary(each, metric) for name, each in found.items() if each.rows}
 
 

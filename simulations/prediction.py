@@ -66,7 +66,7 @@ class Predictor:
         if hashlib.sha256(data).hexdigest() != facts["sha256"]:
             raise DataError(f"{path}: not the model that the run left (its SHA-256 differs); restore it from a copy")
         shape = Shape(tuple(facts["features"]), facts["outputs"])
-        module = experiment.task.module(shape)
+        module = experiment.task.structure(shape)
         try:
             module.load_state_dict(load_tensors(data))
         except (SafetensorError, RuntimeError) as error:  # load_state_dict's own word for tensors that do not fit.
@@ -77,11 +77,6 @@ class Predictor:
         found = result["standardize"]
         released = None if found is None else Constants(mean=tuple(found["mean"]), std=tuple(found["std"]))
         return cls(experiment, module.eval(), shape, tuple(named), tuple(facts["class_names"]), released)
-
-    @property
-    def sequences(self) -> bool:
-        """Whether rows are tokens, not quantities."""
-        return "sequence" in self.experiment.task.kinds
 
     def read(self, path: Path) -> Tensor:
         """The rows of a CSV or npz file as the model takes them, `(rows, *features)`.
@@ -102,7 +97,7 @@ class Predictor:
             detail = f" ({by})" if len(self.shape.features) > 1 else ""
             raise DataError(f"{path}: {flat.shape[1]} features a row, the model takes {size}{detail}; correct the file")
         features = torch.from_numpy(flat).reshape(len(flat), *self.shape.features)
-        return self._tokens(path, features) if self.sequences else self._standardized(features)
+        return self._tokens(path, features) if self.experiment.task.tokens else self._standardized(features)
 
     def predict(self, features: Tensor) -> list[dict[str, Any]]:
         """A prediction per row: a class with its probability, or a value; for text, the next token.
@@ -144,8 +139,9 @@ class Predictor:
 
     def _tokens(self, path: Path, features: Tensor) -> Tensor:
         tokens = features.to(torch.int64)
-        if not bool((tokens == features).all()) or not 0 <= int(tokens.min()) <= int(tokens.max()) < self.shape.outputs:
-            raise DataError(f"{path}: tokens must be integers from 0 to {self.shape.outputs - 1}; correct the file")
+        known: int = getattr(self.module, "vocabulary", self.shape.outputs)
+        if not bool((tokens == features).all()) or not 0 <= int(tokens.min()) <= int(tokens.max()) < known:
+            raise DataError(f"{path}: tokens must be integers from 0 to {known - 1}; correct the file")
         return tokens
 
 

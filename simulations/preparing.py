@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from client.device import chosen
 from client.tables import Table
 from simulations import planning
 from simulations.data.federation import Federation, build
@@ -45,10 +46,13 @@ def prepare(experiment: Experiment, *, table: Table | None = None, federation: F
     """
     if lines := problems(experiment):  # An experiment need not come from a file, whose reading asks the same.
         raise ConfigError(lines)
+    chosen(experiment.engine.device)  # A device that is not here is found before any data is read.
     if federation is None:
         federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
     plan, model = planning.plan(experiment, len(federation.train)), _model(experiment, federation)
+    _starts(experiment, model)
+    _knows_tokens(federation, model)
     planning.require_memory(plan, experiment.strategy.channels(model.start.numel()))
     if plan.example is not None:
         _has_example_gradients(experiment, federation, model)
@@ -59,8 +63,33 @@ def _fits(experiment: Experiment, federation: Federation) -> None:
     if federation.kind not in experiment.task.kinds:
         wanted = " or ".join(sorted(experiment.task.kinds))
         raise ConfigError([f"task: {experiment.task.name} is for {wanted}, but the data is {federation.kind}"])
+    if experiment.task.tokens == federation.train.rows.features.is_floating_point():
+        taken, there = ("tokens", "numbers") if experiment.task.tokens else ("numbers", "tokens of a text")
+        remedy = "a data set of texts" if experiment.task.tokens else "task: transformer"
+        raise ConfigError(
+            [f"task: {experiment.task.name} takes {taken}, but the rows of {federation.name} are {there}; use {remedy}"]
+        )
     if lines := experiment.strategy.misfits(experiment, len(federation.train)):
         raise ConfigError(lines)
+
+
+def _starts(experiment: Experiment, model: setup.Model) -> None:
+    try:
+        experiment.strategy.init(model.start, torch.Generator(), setup.layout(model))
+    except ValueError as error:  # The model has not what the strategy works on, in one line.
+        raise ConfigError([str(error)]) from error
+
+
+def _knows_tokens(federation: Federation, model: setup.Model) -> None:
+    """Tokens of another vocabulary would fail in the first round, or worse, be other words."""
+    known = getattr(model.module, "vocabulary", None)
+    splits = (federation.train, federation.validation, federation.test)
+    parts = [shards.rows for shards in splits if shards is not None]
+    parts += [federation.public_test] if federation.public_test is not None else []
+    most = max((int(part.features.max()) for part in parts if len(part)), default=0) if known is not None else 0
+    if known is not None and most >= known:
+        line = f"the model knows tokens 0 to {known - 1}, {federation.name} holds {most}"
+        raise ConfigError([f"task.weights: {line}; give the weights whose tokenizer made them"])
 
 
 def _has_example_gradients(experiment: Experiment, federation: Federation, model: setup.Model) -> None:

@@ -18,6 +18,7 @@ from privacy.accountant import upper_epsilon
 from privacy.events import Composed, Repeated
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
+from server.rows import finite
 from server.turns import charged
 from simulations import auditing, channels, evaluation, example_privacy, local_privacy
 from simulations.engines import setup
@@ -33,7 +34,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
     """Writes model.safetensors, result.json and report.html; returns what result.json holds."""
     experiment, rows = active.experiment, active.store.rows()
     checkpoint = active.store.load()
-    state = checkpoint.state if checkpoint is not None else experiment.strategy.init(active.model.start, _unused_rng())
+    state = checkpoint.state if checkpoint is not None else active.training.first()
     predictor = experiment.strategy.predictor(state)
     result = {
         "name": experiment.name,
@@ -52,7 +53,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "versions": _versions(),
         "stopped": active.stopped,
         "silos": len(active.federation.train),
-        "notes": [*active.federation.notes, *_stamps(active)],
+        "notes": [*active.federation.notes, *active.notes, *_stamps(active)],
         "ledger": asdict(active.ledger.head),
         "ledgers": {other.path.name: asdict(other.head) for other in active.training.ledgers},
     }
@@ -67,7 +68,9 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
     """Loss and score on the public test set, and the spread over silos where private numbers may be shown."""
     measured: dict[str, Any] = {active.model.shape.metric: None, "loss": None, "per_silo": None}
     if active.training.evaluate is not None:
-        measured |= {name: _number(value) for name, value in active.training.evaluate(predictor).items()}
+        measured |= finite(active.training.evaluate(predictor))
+        variants = active.experiment.strategy.variants(state, active.experiment.rounds)
+        measured["variants"] = {name: finite(active.training.evaluate(each)) for name, each in variants.items()}
     served = evaluation.served(active, state)
     if "test" in served:
         measured["per_silo"] = served["test"]["per_silo"]
@@ -186,9 +189,3 @@ def _versions() -> dict[str, str]:
 def _number(value: float) -> float | None:
     """JSON has no infinity: None stands for it."""
     return float(value) if np.isfinite(value) else None
-
-
-def _unused_rng() -> Any:
-    import torch
-
-    return torch.Generator()

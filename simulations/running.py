@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from client.device import chosen
 from client.tables import Table
 from privacy.account import BudgetSpent
 from privacy.ledger import Ledger
@@ -31,6 +32,7 @@ from simulations.folders import default_folder, require_room, usable
 from simulations.local_privacy import noise_source, protection
 from simulations.preparing import prepare
 from simulations.shipped import find
+from strategies.backbones import frozen_digest
 from strategies.codec import encode
 from strategies.experiment import Experiment, digest
 from strategies.loading import load
@@ -90,6 +92,9 @@ class ActiveRun:
             # Everything that a config can get wrong comes before the folder: a refused run leaves nothing behind.
             prepared = prepare(experiment, table=table)
             self.federation, self.plan, self.model = prepared.federation, prepared.plan, prepared.model
+            self.notes = experiment.task.notes(self.model.shape)
+            frozen = frozen_digest(self.model.module)
+            self._frozen = {} if frozen is None else {"frozen weights": frozen}
             size = self.model.start.numel()
             # Noise takes 8 bytes a number, twice while the checkpoint is replaced: as much as half so many parameters.
             require_room(folder, size + planning.remembered(self.plan, experiment.strategy.channels(size)) // 2)
@@ -128,7 +133,8 @@ class ActiveRun:
 
     @property
     def _identity(self) -> dict[str, str]:
-        return {"experiment": digest(self.experiment), "data": self.federation.fingerprint, **self.plan.matrix}
+        known = {"experiment": digest(self.experiment), "data": self.federation.fingerprint}
+        return known | self.plan.matrix | self._frozen
 
     def _unchanged(self) -> Checkpoint | None:
         known, beside = self.plan.events, self._beside
@@ -224,6 +230,7 @@ class ActiveRun:
         return Training(
             strategy=experiment.strategy,
             model=self.model.start,
+            layout=setup.layout(self.model),
             sampler=plan.sampler,
             mechanisms=plan.mechanisms,
             rounds=experiment.rounds,
@@ -242,6 +249,7 @@ class ActiveRun:
             ledgers=self._beside,
             admit=self.example_accounts.admit if self.example_accounts is not None else loop.always,
             local=plan.local.charge if plan.local is not None else None,
+            values=experiment.wire.values,
         )
 
     @property
@@ -259,8 +267,9 @@ class ActiveRun:
         rows = self.federation.public_test
         if rows is None:
             return None
-        module, layout = self.model.module, setup.layout(self.model)
-        return lambda model: evaluate(self.experiment.task, module, layout, model, rows.features, rows.targets)
+        task, device, layout = self.experiment.task, chosen(self.experiment.engine.device), setup.layout(self.model)
+        module = self.model.module.to(device)
+        return lambda model: evaluate(task, module, layout, model.to(device), rows.features, rows.targets)
 
 
 def run(

@@ -7,7 +7,7 @@ Vectors are flat. The silo half runs on one silo, with vectors `(N,)`, or on a s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from privacy.queries import NoisyQuery
 from privacy.release import Release
+from strategies.layout import Layout
 
 if TYPE_CHECKING:
     from strategies.experiment import Experiment, Train
@@ -28,16 +29,20 @@ Split = Literal["validation", "test"]
 
 @dataclass(frozen=True)
 class Instruction(Mapping[str, Tensor]):
-    """What the server sends to a silo in one round.
+    """What the server sends to the silos of one tier in one round.
 
     Attributes:
         round: from 1.
-        vectors: named tensors, the same for every silo asked; copies of what was given, so that nothing a silo half
-            does to them reaches the server's state.
+        vectors: named tensors, the same for every silo of the tier; copies of what was given, so that nothing a silo
+            half does to them reaches the server's state.
+        tier: of the silos asked.
+        kept: how many numbers of a vector travel, where the others are zero; left out, all of them do.
     """
 
     round: int
     vectors: Mapping[str, Tensor]
+    tier: int = 0
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vectors", {name: vector.clone() for name, vector in self.vectors.items()})
@@ -52,9 +57,9 @@ class Instruction(Mapping[str, Tensor]):
         return len(self.vectors)
 
     @property
-    def payload(self) -> int:
-        """Numbers sent down to one silo."""
-        return sum(vector.numel() for vector in self.vectors.values())
+    def sizes(self) -> dict[str, int]:
+        """The length of every vector."""
+        return {name: vector.numel() for name, vector in self.vectors.items()}
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,11 @@ class Silo(Protocol):
     @property
     def examples(self) -> Tensor:
         """Training rows, `()` or `(silos,)` float32."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Which stretch of a vector is which parameter; public."""
         ...
 
     @property
@@ -184,17 +194,32 @@ class Strategy:
         """The length of every channel, for a model of `size` trainable numbers."""
         return {"delta": size}
 
+    def kept(self, layout: Layout, round_: int, tier: int) -> Mapping[str, int]:
+        """How many numbers of a channel travel up, where the others are zero; left out, all of them do.
+
+        It decides how long a message is, so it must not depend on rows: every silo of a tier sends as many.
+        """
+        return {}
+
     def personal(self, size: int) -> Mapping[str, int]:
         """The personal vectors a silo keeps between rounds, with their lengths."""
         return {}
 
-    def init(self, model: Tensor, rng: torch.Generator) -> State:
-        """The server's state before round 1, from the initial model `(N,)`."""
+    def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
+        """The server's state before round 1, from the initial model `(N,)`.
+
+        Raises:
+            ValueError: the model has not what the strategy needs; one line.
+        """
         return {"model": model}
 
-    def instruct(self, state: State, round_: int) -> Instruction:
-        """What silos are sent in a round."""
-        return Instruction(round_, {"model": state["model"]})
+    def tier(self, silo: int) -> int:
+        """The tier of a silo, from its number alone: public, and the same in every round."""
+        return 0
+
+    def instruct(self, state: State, round_: int, tier: int = 0) -> Instruction:
+        """What the silos of a tier are sent in a round."""
+        return Instruction(round_, {"model": state["model"]}, tier)
 
     def local(self, silo: Silo, instruction: Instruction) -> Update:
         """The silo half of a round."""
@@ -207,6 +232,10 @@ class Strategy:
     def predictor(self, state: State) -> Tensor:
         """The model that is evaluated, saved and served, `(N,)`."""
         return state["model"]
+
+    def variants(self, state: State, round_: int) -> Mapping[str, Tensor]:
+        """Other models `(N,)` worth looking at beside the predictor after a round, by name."""
+        return {}
 
     def evaluate(self, silo: Silo, instruction: Instruction) -> Mapping[str, Tensor]:
         """How well a silo is served, on its own held-out rows."""

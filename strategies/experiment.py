@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from strategies.backbones import is_name
 from strategies.clipping import ChannelPrivacy, ClipNorm
 from strategies.codec import encode
 from strategies.partitions import PARTITIONS, Partition
@@ -43,18 +44,25 @@ def _standardize() -> Mapping[str, type[Any]]:
     return STANDARDIZE
 
 
+FILES = ("csv", "npz")  # What `name` may say beside a path.
+
+
 @dataclass(frozen=True)
 class Data:
     """What the silos hold, and how it is dealt to them."""
 
-    name: str | None = key(None, help="a data set that confide knows (confide list); give this or path")
-    path: str | None = key(None, help="a CSV or npz file of your own; give this or name")
+    name: str | None = key(None, help="a data set that confide knows (confide list); with path: csv, npz or left out")
+    path: str | None = key(None, help="a CSV or npz file of your own")
     target: str | None = key(None, help="CSV: the column to predict")
     silo: str | None = key(None, help="CSV: the column that says whose row it is (partition: column)")
     group: str | None = key(None, help="CSV: the column of groups to report on; not a feature")
-    kind: Literal["classification", "regression"] = key("classification", help="path: what the target is")
+    kind: Literal["classification", "regression"] | None = key(
+        None, help="path: what the target is; null: what the task is for, or what the target's values tell"
+    )
     silos: int | None = key(None, at_least=1, help="number of silos; left out with partition: column")
-    partition: Partition = key("iid", variants=_partitions, help="how rows are dealt to silos")
+    partition: Partition = key(
+        None, variants=_partitions, help="how rows are dealt to silos; null: column where silo names one, else iid"
+    )
     standardize: Standardize = key("none", variants=_standardize, help="how features are centred and scaled")
     public_test: float = key(0.2, at_least=0, at_most=1, help="fraction of all rows that is public, to test on")
     validation: float = key(0.0, at_least=0, below=1, help="fraction of each silo's rows held out to choose with")
@@ -63,6 +71,18 @@ class Data:
     seed: int | None = key(
         None, at_least=0, at_most=2**63 - 1, help="of order, public test and partition; null: the experiment's seed"
     )
+
+    def __post_init__(self) -> None:
+        # Resolved here, so that the digest knows one spelling of each.
+        if self.name in FILES and self.path is not None and self.path.lower().endswith(f".{self.name}"):
+            object.__setattr__(self, "name", None)
+        if self.partition is None:
+            object.__setattr__(self, "partition", PARTITIONS["iid" if self.silo is None else "column"]())
+
+    @property
+    def named(self) -> bool:
+        """Whether it is a data set that confide knows: its kind, target and silos are its own."""
+        return self.name is not None and self.name != "dataset"
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,14 @@ class Train:
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:  # Resolved here, so that the digest knows one spelling of it.
             object.__setattr__(self, "epochs", 1)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How numbers cross the link, in both directions."""
+
+    values: Literal["float32", "float16"] = key("float32", help="type of each number; float16 is rounded to nearest")
+    feedback: bool = key(False, help="float16: what rounding took from a silo's update is added to its next one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,11 +233,14 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the work is done; changes no result beyond the rounding of sums."""
+    """Where the work is done; changes no result beyond rounding, and on a GPU what dropout draws."""
 
     kind: Literal["local", "pool"] = key("local", help="this process, or a pool of worker processes")
     workers: int | None = key(None, at_least=1, help="pool: processes; null: one per core")
     stacked: Literal["auto", "off"] = key("auto", help="train many silos at once where the model allows it")
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", help="of silos trained one by one; auto: a GPU where there is one; stacks stay on the CPU"
+    )
     chunk: int | None = key(None, at_least=1, help="silos summed together, whatever the workers; null: chosen")
 
 
@@ -225,15 +256,35 @@ class Experiment:
     cohort: Cohort = key(Cohort(), help="the silos of one round")
     train: Train = key(Train(), help="what a silo does in a round")
     strategy: Strategy = key("fedavg", variants=_strategies, help="the federated algorithm")
+    wire: Wire = key(Wire(), help="how numbers cross the link")
     privacy: Privacy = key(Privacy(), help="what protects silos")
     budget: Budget | None = key(None, help="where to stop; null: no limit")
     metrics: Metrics = key(Metrics(), help="what is measured")
     engine: Engine = key(Engine(), help="where the work is done")
 
+    def __post_init__(self) -> None:
+        kinds: tuple[Literal["classification", "regression"], ...] = ("classification", "regression")
+        able = [kind for kind in kinds if kind in self.task.kinds]
+        if self.data.kind is None and not self.data.named and len(able) == 1:
+            object.__setattr__(self, "data", replace(self.data, kind=able[0]))
+
 
 def digest(experiment: Experiment) -> str:
-    """SHA-256 of what decides the results: all keys but name, metrics, engine and data.path (hexadecimal)."""
+    """SHA-256 of what decides the results: all keys but name, metrics, engine and paths (hexadecimal)."""
     keys = {name: value for name, value in encode(experiment).items() if name not in ("name", "metrics", "engine")}
     keys["data"] = {name: value for name, value in keys["data"].items() if name != "path"}
+    keys["task"] = _without_paths(experiment.task, keys["task"])
     text = json.dumps(keys, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_paths(task: Task, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's keys with "file" for every path; what the files hold is a part of a run's identity."""
+    found = dict(keys)
+    for name in task.places:
+        if isinstance(found[name], str) and not is_name(found[name]):
+            found[name] = "./file"
+    for name, value in vars(task).items():
+        if hasattr(value, "places"):
+            found[name] = _without_paths(value, found[name])
+    return found

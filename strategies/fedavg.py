@@ -13,7 +13,7 @@ import torch
 
 from privacy.release import Release
 from strategies.base import Instruction, Silo, State, Strategy, Update
-from strategies.optimizers import OPTIMIZERS, SGD, Optimizer
+from strategies.optimizers import OPTIMIZERS, SGD, Optimizer, step
 from strategies.registry import strategy
 from strategies.schema import key
 
@@ -44,6 +44,4 @@ class FedAvg(Strategy):
 
     def aggregate(self, state: State, release: Release, rng: torch.Generator) -> State:
         """One step of the server optimizer along the mean delta."""
-        slots = {name.removeprefix("server."): value for name, value in state.items() if name.startswith("server.")}
-        model, slots = self.server.apply(state["model"], release.mean("delta"), slots)
-        return {"model": model} | {f"server.{name}": value for name, value in slots.items()}
+        return step(self.server, state, release.mean("delta"))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from privacy.release import Release
 from strategies.base import Instruction, Silo, State, Strategy, Update
+from strategies.layout import Layout
 from strategies.registry import strategy
 from strategies.schema import key
 
@@ -41,7 +42,7 @@ class FineTune(Strategy):
         """The silo's model."""
         return {"model": size}
 
-    def init(self, model: Tensor, rng: torch.Generator) -> State:
+    def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         """Counts rounds, beside the model."""
         return {"model": model, "round": torch.zeros(1, dtype=torch.int64)}
 

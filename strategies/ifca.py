@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 from privacy.queries import NoisyQuery
 from privacy.release import Release
 from strategies.base import Instruction, Silo, State, Strategy, Update
+from strategies.layout import Layout
 from strategies.registry import strategy
 from strategies.schema import key
 
@@ -54,15 +55,15 @@ class IFCA(Strategy):
         """The silo's cluster, and its own model where it has one."""
         return {"cluster": 1} | ({} if self.lam is None else {"model": size})
 
-    def init(self, model: Tensor, rng: torch.Generator) -> State:
+    def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         """The initial model, and others around it: models that are alike would stay so."""
         models = model.repeat(self.clusters, 1)
         models[1:] += self.apart * torch.randn(self.clusters - 1, model.numel(), generator=rng)
         return {"models": models, "votes": torch.zeros(self.clusters)}
 
-    def instruct(self, state: State, round_: int) -> Instruction:
+    def instruct(self, state: State, round_: int, tier: int = 0) -> Instruction:
         """All models."""
-        return Instruction(round_, {"models": state["models"], "votes": state["votes"]})
+        return Instruction(round_, {"models": state["models"], "votes": state["votes"]}, tier)
 
     def local(self, silo: Silo, instruction: Instruction) -> Update:
         """Chooses, trains and sends the change in the place of the model chosen."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from privacy.release import Release
 from strategies.base import Instruction, Silo, State, Strategy, Update
+from strategies.layout import Layout
 from strategies.registry import strategy
 from strategies.schema import key
 
@@ -58,17 +59,17 @@ class Mocha(Strategy):
         """The silo's model."""
         return {"model": size}
 
-    def init(self, model: Tensor, rng: torch.Generator) -> State:
+    def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         """All silos start alike."""
         return {"models": model.repeat(self.silos, 1), "initial": model.clone()}
 
-    def instruct(self, state: State, round_: int) -> Instruction:
+    def instruct(self, state: State, round_: int, tier: int = 0) -> Instruction:
         """For each silo, what the others' models pull by, and how strongly its own counts."""
         moved = state["models"] - state["initial"]
         inverse = self._precision(moved)
         own = inverse.diagonal().clone()
         vectors = {"initial": state["initial"], "mean": self.predictor(state), "own": own}
-        return Instruction(round_, vectors | {"others": inverse @ moved - own.unsqueeze(-1) * moved})
+        return Instruction(round_, vectors | {"others": inverse @ moved - own.unsqueeze(-1) * moved}, tier)
 
     def _precision(self, moved: Tensor) -> Tensor:
         """The inverse of the covariance of silos `(silos, silos)`; of the identity while nobody has moved."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from privacy.release import Release
 from strategies import spread
 from strategies.base import Instruction, Silo, State, Strategy, Update
+from strategies.layout import Layout
 from strategies.registry import strategy
 from strategies.schema import key
 
@@ -81,16 +82,16 @@ class MRMTL(Strategy):
         """The silo's model; for `auto` also as it was in the middle of the warm-up."""
         return {"model": size} | ({"half": size} if self.lam == "auto" else {})
 
-    def init(self, model: Tensor, rng: torch.Generator) -> State:
+    def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         """All silos, late ones too, start where the mean does."""
         state = {"mean": model, "initial": model.clone()}
         if self.lam == "auto":
             state |= {"round": torch.zeros(1, dtype=torch.int64), "half": model.clone(), "seen": torch.zeros(4)}
         return state
 
-    def instruct(self, state: State, round_: int) -> Instruction:
+    def instruct(self, state: State, round_: int, tier: int = 0) -> Instruction:
         """The mean to be pulled to, the start of all, and for `auto` how far silos were seen to be apart."""
-        return Instruction(round_, {name: state[name] for name in ("mean", "initial", "seen") if name in state})
+        return Instruction(round_, {name: state[name] for name in ("mean", "initial", "seen") if name in state}, tier)
 
     def local(self, silo: Silo, instruction: Instruction) -> Update:
         """Trains the silo's own model, which the mean never overwrites, and sends how it changed."""

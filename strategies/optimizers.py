@@ -252,3 +252,17 @@ class YogiRule(torch.optim.Optimizer):
         first.mul_(rule.beta1).add_(gradient, alpha=1 - rule.beta1)
         second.addcmul_((second - square).sign_(), square, value=rule.beta2 - 1)
         parameter.addcdiv_(first, second.sqrt().add_(rule.eps), value=-rule.learning_rate)
+
+
+def step(rule: Optimizer, state: Mapping[str, Tensor], update: Tensor) -> dict[str, Tensor]:
+    """A strategy's state after one step of its server optimizer along an update `(N,)`.
+
+    Args:
+        rule: the optimizer.
+        state: holds `model`, `(N,)`, and the rule's slots as `server.NAME`; what else it holds stays.
+        update: the mean of what silos trained minus what they received.
+    """
+    slots = {name.removeprefix("server."): value for name, value in state.items() if name.startswith("server.")}
+    model, slots = rule.apply(state["model"], update, slots)
+    kept = {name: value.clone() for name, value in state.items() if name != "model" and not name.startswith("server.")}
+    return {**kept, "model": model} | {f"server.{name}": value for name, value in slots.items()}

@@ -32,10 +32,13 @@ def _load() -> None:
         ditto,
         fedavg,
         finetune,
+        flasc,
         ifca,
         local,
         mocha,
         mr_mtl,
+        pruning,
+        rank_tiers,
     )
 
 

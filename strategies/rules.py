@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from strategies.clipping import AdaptiveClip, channel_problems
-from strategies.experiment import Budget, Cohort, Data, Engine, Experiment, Privacy, Train
+from strategies.experiment import FILES, Budget, Cohort, Data, Engine, Experiment, Privacy, Train, Wire
 from strategies.rules_audit import alone_rules, audited_rules, planted_rules
 from strategies.rules_example import budget_rules, lengths_rules, numbers_rules, steps_rules
 from strategies.words import spell
@@ -27,22 +27,30 @@ def _name_rules(name: str) -> Iterator[str]:
 
 
 def _data_rules(data: Data) -> Iterator[str]:
-    if (data.name is None) == (data.path is None):
+    if data.name in FILES:  # With a path of that ending it is left out, see `Data`.
+        ends = f"{data.path} does not end in .{data.name}" if data.path is not None else f"missing, name: {data.name}"
+        yield f"data.path: {ends}" + ("; correct one of them" if data.path is not None else " needs the file's path")
+    elif (data.name is None) == (data.path is None):
         found = "neither" if data.name is None else "both"
         yield f"data: give one of name and path, found {found}"
     if data.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._:-]{0,99}", data.name):
         yield f"data.name: not the name of a data set, found {data.name[:40]!r}; see confide list, or use data.path"
-    if data.name is not None and data.kind != "classification":
+    if data.named and data.name not in FILES and data.kind is not None:
         yield f"data.kind: found {data.kind!r}, but a data set by name has its own; remove it, or use data.path"
     csv = data.path is not None and data.path.lower().endswith(".csv")
     if csv and data.target is None:
         yield "data.target: missing, give the CSV column to predict"
     by_column = data.partition.name == "column"
+    if data.silo is not None and not by_column and not data.named:
+        yield (
+            f"data.partition: found {data.partition.name}, but data.silo: {data.silo} says whose row it is; use "
+            "partition: column (or leave it out), or remove data.silo"
+        )
     if by_column and csv and data.silo is None:
         yield "data.silo: missing, partition: column needs the CSV column that says whose row it is"
     if by_column and data.silos is not None:
         yield f"data.silos: found {data.silos}, but partition: column takes the silos of the data; remove it"
-    if not by_column and data.silos is None:
+    if not by_column and data.silos is None and (data.silo is None or data.named):
         yield "data.silos: missing, give the number of silos, or use partition: column for those of the data"
     if not data.validation + data.test < 1:
         yield f"data.test: validation + test must be < 1, got {data.validation} + {data.test}; leave rows to train on"
@@ -200,11 +208,23 @@ def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
         yield from channel_problems(privacy.silo.channels, names)
     if privacy.audit.canaries and "delta" not in strategy.channels(1):
         yield f"privacy.audit.canaries: strategy {strategy.name} has no channel 'delta' to audit; use canaries: 0"
+    if privacy.audit.canaries and strategy.reveals:
+        yield (
+            f"privacy.audit.canaries: strategy {strategy.name} sees single updates, so silos have no privacy to "
+            "measure; use canaries: 0"
+        )
 
 
 def _engine_rules(engine: Engine) -> Iterator[str]:
     if engine.kind != "pool" and engine.workers is not None:
         yield f"engine.workers: found {engine.workers}, but only kind: pool uses it; remove it or use kind: pool"
+
+
+def _wire_rules(wire: Wire, privacy: Privacy) -> Iterator[str]:
+    if wire.feedback and wire.values == "float32":
+        yield "wire.feedback: found true, but float32 rounds nothing off; use values: float16, or feedback: false"
+    if wire.values != "float32" and privacy.local is not None:  # What travels is the noised update, clipped before it.
+        yield "wire.values: found 'float16', but with privacy.local a silo's noise is float32; use values: float32"
 
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
@@ -230,6 +250,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("budget", "privacy"), _budget_rules),
     (("budget", "privacy", "data"), budget_rules),
     (("engine",), _engine_rules),
+    (("wire", "privacy"), _wire_rules),
 )
 
 

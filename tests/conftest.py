@@ -29,10 +29,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True, scope="module")
 def registries() -> Iterator[None]:
     """What the plug-ins of one file of tests register is gone in the next one."""
+    from strategies.backbones import BACKBONES
     from strategies.registry import STRATEGIES
     from strategies.tasks import TASKS
 
-    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [(each, dict(each)) for each in (STRATEGIES, TASKS)]
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [(each, dict(each)) for each in (STRATEGIES, TASKS, BACKBONES)]
     yield
     for registry, before in kept:
         registry.clear()

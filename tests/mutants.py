@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("privacy", "strategies", "client", "server", "simulations", "tests")
-CORE = ("tests/privacy", "tests/client", "tests/contracts", "tests/server", "tests/simulations")
+CORE = ("tests/privacy", "tests/strategies", "tests/client", "tests/contracts", "tests/server", "tests/simulations")
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ MUTANTS = (
     Mutant(
         "banded: another matrix goes on",
         "simulations/running.py",
-        ', "data": self.federation.fingerprint, **self.plan.matrix}',
-        ', "data": self.federation.fingerprint}',
+        "return known | self.plan.matrix | self._frozen",
+        "return known | self._frozen",
     ),
     Mutant(
         "turns: a silo is back one round too soon",
@@ -610,8 +610,8 @@ MUTANTS = (
     Mutant(
         "examples: empty batch without noise",
         "client/private.py",
-        "descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))",
-        "len(losses) and descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))",
+        "descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]).cpu(), noise))",
+        "len(losses) and descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]).cpu(), noise))",
     ),
     Mutant(
         "examples: bias left out of the norm",
@@ -640,7 +640,7 @@ MUTANTS = (
     Mutant(
         "examples: only sums of gradients are compared with autograd",
         "client/book_keeping.py",
-        "every = [torch.ones_like(losses), *torch.eye(len(losses), dtype=losses.dtype)[list(ends(len(losses)))]]",
+        "every = [torch.ones_like(losses), *one_row[list(ends(len(losses)))]]",
         "every = [torch.ones_like(losses)]",
     ),
     Mutant(
@@ -712,10 +712,10 @@ MUTANTS = (
     Mutant(
         "examples: silos pay after the round",
         "simulations/engines/accounts.py",
-        """self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)
-        yield from self.link.ask(instruction, cohort, mechanisms, record=record)""",
-        """yield from self.link.ask(instruction, cohort, mechanisms, record=record)
-        self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
+        """self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)
+        yield from self.link.ask(requests, mechanisms, record=record)""",
+        """yield from self.link.ask(requests, mechanisms, record=record)
+        self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)""",
     ),
     Mutant(
         "examples: one fit too many is free",
@@ -852,8 +852,8 @@ MUTANTS = (
     Mutant(
         "canaries vote",
         "server/canaries.py",
-        "payload=0, votes={})",
-        "payload=0)",
+        "payload=0, bytes=0, votes={})",
+        "payload=0, bytes=0)",
     ),
     Mutant(
         "clip norm of round 1 after a restart",
@@ -1276,6 +1276,300 @@ MUTANTS = (
         'any(row["upper"] >= row["reference_lower"] for row in known)',
     ),
     Mutant(
+        "sparse: noise only where something was sent",
+        "privacy/mechanism.py",
+        "return noised(total, self.std, source.normals(total.numel(), *stream))",
+        "return noised(total, self.std, source.normals(total.numel(), *stream)) * (total != 0)",
+    ),
+    Mutant(
+        "sparse: more numbers than were counted",
+        "client/host.py",
+        "require_kept(update.channels, kept)",
+        "pass",
+    ),
+    Mutant(
+        "sparse: noised updates counted as sparse",
+        "client/host.py",
+        "sent = kept if self.local is None else {}",
+        "sent = kept",
+    ),
+    Mutant(
+        "sparse: all tiers are asked as the first",
+        "server/link.py",
+        "Request(strategy.instruct(state, round_, tier), asked)",
+        "Request(strategy.instruct(state, round_), asked)",
+    ),
+    Mutant(
+        "flasc: delta from the server's model",
+        "strategies/flasc.py",
+        'start = instruction["model"]\n        delta = silo.fit(start) - start',
+        'start = instruction["model"]\n        delta = silo.fit(start)',
+    ),
+    Mutant(
+        "flasc: pruned for good",
+        "strategies/flasc.py",
+        'return step(self.server, state, release.mean("delta"))',
+        'return step(self.server, {**state, "model": self.instruct(state, 1)["model"]}, release.mean("delta"))',
+    ),
+    Mutant(
+        "flasc: the smallest numbers travel",
+        "strategies/sparse.py",
+        "vector.abs().topk(count, dim=-1, sorted=False)",
+        "vector.abs().topk(count, dim=-1, sorted=False, largest=False)",
+    ),
+    Mutant(
+        "flasc: signs decide what travels",
+        "strategies/sparse.py",
+        "vector.abs().topk(count, dim=-1, sorted=False)",
+        "vector.topk(count, dim=-1, sorted=False)",
+    ),
+    Mutant(
+        "flasc: one density for both ways",
+        "strategies/flasc.py",
+        "(own.up, self.decay_up) if up else (own.down, self.decay_down)",
+        "(own.up, self.decay_up)",
+    ),
+    Mutant(
+        "pruning: momentum brings back what was pruned",
+        "strategies/pruning.py",
+        "model = torch.where(start != 0, model, 0.0)",
+        "pass",
+    ),
+    Mutant(
+        "pruning: silos train what was pruned",
+        "strategies/pruning.py",
+        "correct=lambda w, g: g * mask",
+        "correct=lambda w, g: g",
+    ),
+    Mutant(
+        "rank tiers: noise fills the higher ranks",
+        "strategies/rank_tiers.py",
+        "correct=None if bool(mask.all()) else lambda w, g: g * mask",
+        "correct=None",
+    ),
+    Mutant(
+        "revealed: without the clip",
+        "privacy/release.py",
+        "seen[name] = (factors.unsqueeze(-1) * vectors).float()",
+        "seen[name] = vectors.float()",
+    ),
+    Mutant(
+        "revealed: everyone may look",
+        "client/host.py",
+        "reveals=self.strategy.reveals)",
+        "reveals=True)",
+    ),
+    Mutant(
+        "revealed: at the price of a sum",
+        "server/loop.py",
+        "    if strategy.reveals:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "lora: B starts away from zero",
+        "strategies/lora.py",
+        'nn.init.zeros_(out.get_parameter("weight"))',
+        'nn.init.ones_(out.get_parameter("weight"))',
+    ),
+    Mutant(
+        "lora: the scale forgets the rank",
+        "strategies/lora.py",
+        "return self.alpha / self.rank",
+        "return self.alpha",
+    ),
+    Mutant(
+        "lora: the base trains too",
+        "strategies/lora.py",
+        "module.requires_grad_(False)",
+        "module.requires_grad_(True)",
+    ),
+    Mutant(
+        "lora: an adapter of another kind is read as a plain one",
+        "strategies/adapter_files.py",
+        "if (config.get(name) or plain) != plain:",
+        "if False:",
+    ),
+    Mutant(
+        "lora: a run goes on with other frozen weights",
+        "simulations/running.py",
+        "return known | self.plan.matrix | self._frozen",
+        "return known | self.plan.matrix",
+    ),
+    Mutant(
+        "lora: a path of this machine is in the digest",
+        "strategies/experiment.py",
+        'found[name] = "./file"',
+        "pass",
+    ),
+    Mutant(
+        "lora: serving needs the weights a run started from",
+        "simulations/prediction.py",
+        "experiment.task.structure(shape)",
+        "experiment.task.module(shape)",
+    ),
+    Mutant(
+        "lora: the turned digits are those of the backbone too",
+        "simulations/data/backbones.py",
+        "order[DIGITS:].sort().values",
+        "order[DIGITS - 1 :].sort().values",
+    ),
+    Mutant(
+        "stacked: silos of uneven lengths come back in another order",
+        "client/stacked.py",
+        "return vectors[back]",
+        "return vectors",
+    ),
+    Mutant(
+        "stacked: a silo with steps left stops",
+        "client/stacked.py",
+        "active = int((count > 0).sum())",
+        "active = max(1, int((count > 0).sum()) - 1)",
+    ),
+    Mutant(
+        "stacked adapters: the signal passes the base alone",
+        "client/stacked_adapters.py",
+        "return self.base.below(signal).baddbmm_(low, self.into, alpha=self.scaling)",
+        "return self.base.below(signal)",
+    ),
+    Mutant(
+        "wire: the length of an entropy code follows from the vector",
+        "strategies/wire_entropy.py",
+        'return whole.ljust(self.size(numbers, kept), b"\\0")',
+        "return whole",
+    ),
+    Mutant(
+        "wire: the longest entropy code is too short",
+        "strategies/wire_entropy.py",
+        "return (worst + beyond) // (FINE * 32)",
+        "return (worst + beyond) // (FINE * 33)",
+    ),
+    Mutant(
+        "wire: an entropy code may end anywhere",
+        "strategies/wire_entropy.py",
+        "if bool((states != LOW).any()) or bool(words[taken:].any()):",
+        "if bool(words[taken:].any()):",
+    ),
+    Mutant(
+        "wire: an entropy code may leave words over",
+        "strategies/wire_entropy.py",
+        "if bool((states != LOW).any()) or bool(words[taken:].any()):",
+        "if bool((states != LOW).any()):",
+    ),
+    Mutant(
+        "wire: a lane may start anywhere",
+        "strategies/wire_entropy.py",
+        "if not bool(((states >= LOW) & (states < 1 << 63)).all()):",
+        "if not bool((states >= LOW).all()):",
+    ),
+    Mutant(
+        "wire: frequencies rounded down",
+        "strategies/wire_entropy.py",
+        "-(-share // whole)",
+        "share // whole",
+    ),
+    Mutant(
+        "wire: indices may come twice",
+        "strategies/wire_index.py",
+        "if not bool((indices[1:] > indices[:-1]).all()):",
+        "if not bool((indices[1:] >= indices[:-1]).all()):",
+    ),
+    Mutant(
+        "wire: an index beyond the last number",
+        "strategies/wire_index.py",
+        "if len(indices) and not int(indices[-1]) < numbers:",
+        "if len(indices) and not int(indices[-1]) <= numbers:",
+    ),
+    Mutant(
+        "wire: a bitmap with any number of ones",
+        "strategies/wire_index.py",
+        '        raise Malformed(f"wire: found {len(found)} numbers marked where {kept} were declared")',
+        "        pass",
+    ),
+    Mutant(
+        "wire: gaps of any number",
+        "strategies/wire_index.py",
+        '            raise Malformed(f"wire: found {len(ends)} gaps where {kept} were declared")',
+        "            ends = np.resize(ends, kept)",
+    ),
+    Mutant(
+        "wire: the header is not looked at",
+        "strategies/wire.py",
+        "        if found != due:",
+        "        if False:",
+    ),
+    Mutant(
+        "wire: bytes after the end",
+        "strategies/wire.py",
+        "    if len(data) != expected:",
+        "    if len(data) < expected:",
+    ),
+    Mutant(
+        "wire: any zero may travel",
+        "strategies/wire.py",
+        "if len(zeros) and indices[zeros[-1]] != zeros[-1]:",
+        "if False:",
+    ),
+    Mutant(
+        "wire: dense messages hold any number",
+        "strategies/wire.py",
+        "        if not np.count_nonzero(sent) <= kept:",
+        "        if False:",
+    ),
+    Mutant(
+        "wire: more numbers than may travel",
+        "strategies/wire.py",
+        "    if not found <= kept:",
+        "    if False:",
+    ),
+    Mutant(
+        "wire: float16 overflows",
+        "strategies/wire.py",
+        "vector.clamp(-LARGEST, LARGEST)",
+        "vector",
+    ),
+    Mutant(
+        "wire: any NaN of float16 is read",
+        "strategies/wire.py",
+        "    if bool((nans != NAN).any()):",
+        "    if False:",
+    ),
+    Mutant(
+        "rounding: updates travel as they are",
+        "client/host.py",
+        "channels = self.rounding.sent(update.channels, session.state, self.channel_sizes)",
+        "channels = update.channels",
+    ),
+    Mutant(
+        "rounding: silos train from what was never sent",
+        "client/host.py",
+        "        instruction = self.rounding.received(instruction)\n",
+        "",
+    ),
+    Mutant(
+        "rounding: silos are evaluated on what was never sent",
+        "client/host.py",
+        "results, instruction = [], self.rounding.received(instruction)",
+        "results = []",
+    ),
+    Mutant(
+        "rounding: residuals make more numbers travel",
+        "client/rounding.py",
+        "total = torch.where(vector != 0, vector + before, 0.0)",
+        "total = vector + before",
+    ),
+    Mutant(
+        "rounding: residuals of numbers that are not sent are lost",
+        "client/rounding.py",
+        "torch.where(vector != 0, total - sent, before)",
+        "(total - sent)",
+    ),
+    Mutant(
+        "rounding: float16 beside local noise",
+        "strategies/rules.py",
+        'if wire.values != "float32" and privacy.local is not None:',
+        "if False:",
+    ),
+    Mutant(
         "personalisation: the mean is over the cohort",
         "strategies/mr_mtl.py",
         'release.sum("delta") / release.population',
@@ -1436,6 +1730,102 @@ MUTANTS = (
         "simulations/studies/mean_estimation.py",
         "return DEVIATION**2 / ROWS + (noise * CLIP / ROWS) ** 2",
         "return DEVIATION**2 / ROWS + (1.0965 * noise * CLIP / ROWS) ** 2",
+    ),
+    Mutant(
+        "tweets standardised",
+        "simulations/data/federation.py",
+        'if not source.features.is_floating_point() and config.standardize.name != "none":',
+        'if source.kind == "sequence" and config.standardize.name != "none":',
+    ),
+    Mutant(
+        "tweets keep their links",
+        "simulations/data/tweets.py",
+        '_LINK.sub(" ", html.unescape(raw)).split()',
+        "html.unescape(raw).split()",
+    ),
+    Mutant(
+        "tweets that give the word away",
+        "simulations/data/tweets.py",
+        "if _PART.search(masked) or (outlet",
+        "if (outlet",
+    ),
+    Mutant(
+        "transformer averages its padding",
+        "strategies/tasks/transformer.py",
+        "(tokens[:, 1:] != self.padding).long()",
+        "torch.ones_like(tokens[:, 1:])",
+    ),
+    Mutant(
+        "transformer reads pickles",
+        "strategies/pretrained.py",
+        "use_safetensors=True,  # Other",
+        "use_safetensors=None,  # Other",
+    ),
+    Mutant(
+        "transformer with a part at random",
+        "strategies/pretrained.py",
+        'if missing := sorted(name for name in _names(report["missing_keys"]) if not name.startswith(_UNUSED)):',
+        "if missing := sorted(name for name in _names([]) if not name.startswith(_UNUSED)):",
+    ),
+    Mutant(
+        "texts of another vocabulary",
+        "simulations/preparing.py",
+        "if known is not None and most >= known:",
+        "if known is not None and most > known:",
+    ),
+    Mutant(
+        "texts taken for numbers",
+        "simulations/preparing.py",
+        "if experiment.task.tokens == federation.train.rows.features.is_floating_point():",
+        "if experiment.task.tokens and federation.train.rows.features.is_floating_point():",
+    ),
+    Mutant(
+        "device keeps its first weights",
+        "client/private.py",
+        "if weights is not self.weights:",
+        "if weights is None:",
+    ),
+    Mutant(
+        "device without the targets",
+        "client/single.py",
+        "batch.targets.to(self.device)",
+        "batch.targets",
+    ),
+    Mutant(
+        "device lets a buffer change",
+        "client/example_sums.py",
+        "if self.twin.get_buffer(name) is not each or each._version != version:",
+        "if self.twin.get_buffer(name) is not each:",
+    ),
+    Mutant(
+        "device lets a buffer be saved",
+        "client/example_sums.py",
+        "return not saved and not buffer.is_floating_point()",
+        "return not buffer.is_floating_point()",
+    ),
+    Mutant(
+        "files with a typo among numbers",
+        "client/columns.py",
+        "if 0 < len(odd) <= max(1, TYPOS * len(held)) and",
+        "if 0 < len(odd) <= TYPOS * len(held) and",
+    ),
+    Mutant(
+        "files with amounts as classes",
+        "client/columns.py",
+        "if value is not None and value.is_finite() and value != value.to_integral_value():",
+        "if value is None:",
+    ),
+    Mutant(
+        "data of one's own dealt at random",
+        "strategies/experiment.py",
+        'PARTITIONS["iid" if self.silo is None else "column"]()',
+        'PARTITIONS["iid"]()',
+    ),
+    Mutant(
+        "data of one's own against its silos",
+        "strategies/rules.py",
+        "if data.silo is not None and not by_column and not data.named:",
+        "if data.silo is not None and by_column and not data.named:",
     ),
 )
 

@@ -33,7 +33,7 @@ def test_every_direct_dependency_is_pinned() -> None:
     wanted = [*PROJECT["project"]["dependencies"]]
     for extra in PROJECT["project"]["optional-dependencies"].values():
         wanted += extra
-    assert names(wanted) - names(pins) == set()
+    assert names(wanted) - names(pins) == {"confide"}  # `dev` holds the extra `hf` by naming confide itself.
 
 
 @pytest.mark.parametrize("room", [*ROOMS, "tests", "deploy"])

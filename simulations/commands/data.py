@@ -36,6 +36,8 @@ def fetch(name: str) -> int:
         return OK
     if name not in SOURCES and name not in CARRIERS:
         raise DataError(f"{name}: no data set of that name; there are: {', '.join(SOURCES)}")
+    for needed in SOURCES[name].needs if name in SOURCES else ():
+        print(carriers.fetch(needed))
     print(carriers.fetch(name))
     return OK
 
@@ -47,7 +49,11 @@ def listing(form: str) -> int:
 
     here = {name: present for name, present, _ in carriers.status()}
     rows = [
-        {"name": name, "here": not source.carrier or here[carriers.carrier_of(name)], "about": source.about}
+        {
+            "name": name,
+            "here": not source.carrier or all(here[each] for each in (carriers.carrier_of(name), *source.needs)),
+            "about": source.about,
+        }
         for name, source in SOURCES.items()
     ]
     if form == "json":

@@ -166,7 +166,9 @@ def torch() -> Iterator[Finding]:
     yield Finding(
         "threads", ok=True, found=f"{cores} cores, torch would use {torch.get_num_threads()}; runs use 1 per process"
     )
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none; everything runs on the CPU"
+    gpu = "none; everything runs on the CPU"
+    if torch.cuda.is_available():
+        gpu = f"{torch.cuda.get_device_name()}; engine.device: auto trains there what is not stacked, cpu does not"
     yield Finding("gpu", torch.cuda.is_available(), gpu, required=False)
 
 

@@ -11,7 +11,7 @@ from simulations.commands.shared import format_argument, load_code, plugin_argum
 from simulations.shipped import CONFIGS, shipped
 
 NAME = "list"
-HELP = "strategies, tasks, data sets, partitions, server optimizers and shipped configs"
+HELP = "strategies, tasks, data sets, backbones, partitions, server optimizers and shipped configs"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,9 @@ def execute(args: argparse.Namespace) -> int:
 
 def choices() -> dict[str, dict[str, str]]:
     """Every registry: title to name to what it is."""
+    from simulations.data import backbones  # noqa: F401  Importing it registers them.
     from simulations.data.sources import SOURCES
+    from strategies.backbones import BACKBONES
     from strategies.optimizers import OPTIMIZERS
     from strategies.partitions import PARTITIONS
     from strategies.registry import STRATEGIES
@@ -47,6 +49,7 @@ def choices() -> dict[str, dict[str, str]]:
         "strategies": _first_lines(STRATEGIES),
         "tasks": _first_lines(TASKS),
         "data": {name: source.about for name, source in SOURCES.items()},
+        "backbones": {name: each.about for name, each in sorted(BACKBONES.items())},
         "partitions": _first_lines(PARTITIONS),
         "standardize": _first_lines(STANDARDIZE),
         "server optimizers": _first_lines(OPTIMIZERS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from simulations.words.channels import channel_lines
 if TYPE_CHECKING:
     from privacy.mechanism import Mechanism
     from simulations.preparing import Prepared
+    from strategies.base import State
     from strategies.experiment import Experiment
+    from strategies.layout import Layout
 
 NAME = "plan"
 HELP = "say what an experiment will cost, without running it"
@@ -44,19 +47,35 @@ def size(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """Silos, rounds, parameters and bytes."""
     from privacy import streams
     from simulations.channels import adaptive
+    from simulations.engines import setup
 
-    strategy, start = experiment.strategy, prepared.model.start
+    population, model = prepared.plan.sampler.population, prepared.model
     cohort, votes = prepared.plan.sampler.expected, adaptive(prepared.plan.mechanisms)
-    state = strategy.init(start, streams.generator(experiment.seed, "init"))
+    state = experiment.strategy.init(model.start, streams.generator(experiment.seed, "init"), setup.layout(model))
+    up, down = _bytes(experiment, state, setup.layout(model), population)
     return {
         "name": experiment.name,
-        "silos": prepared.plan.sampler.population,
+        "silos": population,
         "expected_cohort": cohort,
         "rounds": experiment.rounds,
-        "parameters": start.numel(),
-        "bytes_up_per_round": round(4 * cohort * (sum(strategy.channels(start.numel()).values()) + votes)),
-        "bytes_down_per_round": round(4 * cohort * strategy.instruct(state, 1).payload),
+        "parameters": model.start.numel(),
+        "bytes_up_per_round": round(cohort * (up + 4 * votes)),
+        "bytes_down_per_round": round(cohort * down),
     }
+
+
+def _bytes(experiment: Experiment, state: State, layout: Layout, population: int) -> tuple[float, float]:
+    """Bytes of a message up and down in round 1, in the mean over silos of all tiers."""
+    from strategies.traffic import message
+
+    strategy, values, up, down = experiment.strategy, experiment.wire.values, 0, 0
+    noised = experiment.privacy.local is not None  # Noise leaves no number at zero.
+    for tier, silos in Counter(strategy.tier(silo) for silo in range(population)).items():
+        kept = {} if noised else strategy.kept(layout, 1, tier)
+        up += silos * message(strategy.channels(layout.size), kept, values).bytes
+        instruction = strategy.instruct(state, 1, tier)
+        down += silos * message(instruction.sizes, instruction.kept, values).bytes
+    return up / population, down / population
 
 
 def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from client.errors import DataError
 from simulations.data.catalogue import CARRIERS, Carrier
+from strategies.cache import cache
 
 TIMEOUT_S = 900
 
@@ -32,13 +33,6 @@ for source, result in zip(sys.argv[2::2], sys.argv[3::2]):
     frame = pandas.read_pickle(source, compression="xz").drop(columns="rownames")
     frame.to_csv(result, index=False, lineterminator="\\n", encoding="utf-8")
 """
-
-
-def cache() -> Path:
-    """The user's cache: $CONFIDE_CACHE, else confide under $XDG_CACHE_HOME, else ~/.cache/confide."""
-    if own := os.environ.get("CONFIDE_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "confide"
 
 
 def carrier_of(name: str) -> str:

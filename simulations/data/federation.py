@@ -141,8 +141,8 @@ def build(config: Data, *, seed: int, table: Table | None = None) -> Federation:
         DataError: data that cannot be read or dealt as asked.
     """
     source, official = (table, None) if table is not None else read(config)
-    if source.kind == "sequence" and config.standardize.name != "none":
-        raise DataError("data.standardize: tokens are no quantities; use standardize: none for sequences")
+    if not source.features.is_floating_point() and config.standardize.name != "none":
+        raise DataError("data.standardize: tokens are no quantities; use standardize: none")
     seed = config.seed if config.seed is not None else seed
     order = torch.randperm(len(source), generator=generator(seed, "data", "order"))[: config.limit]
     public, order, notes = draw_public(config, source, official, order, seed)

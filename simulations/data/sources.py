@@ -28,12 +28,14 @@ class Source:
         load: group column (or None) to all rows and, where the data has an official test set, that.
         groups: the columns that may be asked for as groups.
         carrier: whether it must be fetched first.
+        needs: carriers beside its own.
     """
 
     about: str
     load: Loader
     groups: tuple[str, ...] = ()
     carrier: bool = True
+    needs: tuple[str, ...] = ()
 
 
 def digits(group: str | None) -> tuple[Table, None]:
@@ -46,6 +48,14 @@ def digits(group: str | None) -> tuple[Table, None]:
     data = load_digits()
     features = torch.from_numpy(data.images).to(torch.float32).div(16).unsqueeze(1)
     return Table("classification", features, torch.from_numpy(data.target).to(torch.int64), classes=10), None
+
+
+def digits_rotated(group: str | None) -> tuple[Table, None]:
+    """The digits that the backbone `digits_upright` never saw, a quarter turn counter-clockwise."""
+    from simulations.data.backbones import digits_parts, turned
+
+    table, _ = digits(group)
+    return turned(table, digits_parts(table.targets)[1]), None
 
 
 def mnist5k(group: str | None) -> tuple[Table, None]:
@@ -83,6 +93,14 @@ def fashion_mnist(group: str | None) -> tuple[Table, Table]:
     return read("train"), read("t10k")
 
 
+def fashion_shifted(group: str | None) -> tuple[Table, Table]:
+    """The garments that the backbone `fashion_upright` never saw and the official test set, a quarter turn."""
+    from simulations.data.backbones import GARMENTS, turned
+
+    table, official = fashion_mnist(group)
+    return turned(table, slice(GARMENTS, None)), turned(official)
+
+
 def adult(group: str | None) -> tuple[Table, Table]:
     """Loads UCI Adult; see `simulations.data.tabular`."""
     from simulations.data import tabular
@@ -104,14 +122,34 @@ def shakespeare(group: str | None) -> tuple[Table, None]:
     return plays.load(), None
 
 
+def healthtweets(group: str | None) -> tuple[Table, None]:
+    """Loads the tweets of health desks; see `simulations.data.tweets`."""
+    from simulations.data import tweets
+
+    return tweets.load(), None
+
+
 SOURCES: dict[str, Source] = {
     "digits": Source("1,797 digits of 8 x 8 pixels, 10 classes; nothing to fetch", digits, carrier=False),
+    "digits:rotated": Source(
+        "1,397 digits turned by 90 degrees, none of backbone digits_upright; nothing to fetch",
+        digits_rotated,
+        carrier=False,
+    ),
     "mnist5k": Source("5,000 MNIST digits of 28 x 28 pixels, 10 classes", mnist5k),
     "fashion_mnist": Source("60,000 + 10,000 garments of 28 x 28 pixels, 10 classes; own test set", fashion_mnist),
+    "fashion_mnist:shifted": Source(
+        "30,000 + 10,000 garments turned by 90 degrees, none of backbone fashion_upright; own test set", fashion_shifted
+    ),
     "adult": Source(
         "32,561 + 16,281 people of a US census, income above 50,000 or not; own test set", adult, ("sex", "race")
     ),
     "shakespeare": Source("next characters in plays, windows of 80; silos: the large roles", shakespeare),
+    "healthtweets": Source(
+        "14,306 tweets as 48 tokens, which of 12 health words is masked; silos: 16 news outlets",
+        healthtweets,
+        needs=("minilm",),
+    ),
     "schools:exam": Source(
         "4,059 pupils, exam score from intake; silos: 65 London schools", partial(schools, "exam"), ("sex", "type")
     ),

@@ -8,7 +8,7 @@ from privacy.events import Event
 from privacy.ledger import Ledger, LedgerError
 from privacy.mechanism import Mechanism
 from privacy.release import Partial
-from server.link import Link
+from server.link import Link, Request
 from simulations.example_privacy import NEIGHBOURS, UNIT, groups
 from strategies.base import Evaluation, Instruction, Split
 
@@ -27,12 +27,13 @@ class AccountedLink:
         self.population = link.population
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
         """Reserves the steps of every silo asked, then has them taken; a crash in between overcounts."""
-        charges = groups(self.events, cohort)
-        self.ledger.reserve_each(instruction.round, charges, unit=UNIT, neighbours=NEIGHBOURS)
-        yield from self.link.ask(instruction, cohort, mechanisms, record=record)
+        cohort = sorted(silo for request in requests for silo in request.silos)
+        charges, round_ = groups(self.events, cohort), requests[0].instruction.round
+        self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)
+        yield from self.link.ask(requests, mechanisms, record=record)
 
     def evaluate(
         self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False

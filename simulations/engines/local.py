@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from client.host import SiloHost
 from privacy.mechanism import Mechanism
 from privacy.release import Partial
+from server.link import Request, chunks
 from strategies.base import Evaluation, Instruction, Split
 
 
@@ -22,11 +23,10 @@ class LocalLink:
         self.host, self.chunk, self.population = host, chunk, len(host.shards)
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
         """Trains the cohort; see `server.link.Link`."""
-        for number, at in enumerate(range(0, len(cohort), self.chunk)):
-            silos = cohort[at : at + self.chunk]
+        for number, (instruction, silos) in enumerate(chunks(requests, self.chunk)):
             yield self.host.contribute(instruction, silos, mechanisms, chunk=number, record=record)
 
     def evaluate(

@@ -20,9 +20,10 @@ from typing import Any
 
 from privacy.mechanism import Mechanism
 from privacy.release import Failure, Partial
+from server.link import Request, chunks
 from simulations.data.federation import Federation
 from simulations.engines import setup
-from simulations.engines.exchange import SumSlots, shared_folder, write_instruction
+from simulations.engines.exchange import RowSlots, SumSlots, instruction_path, shared_folder, write_instruction
 from simulations.engines.wire import mechanisms_to_json
 from strategies.base import Evaluation, Instruction, Split
 from strategies.codec import encode
@@ -71,14 +72,19 @@ class PoolLink:
         self._shared = shared_folder()
         folder = Path(self._shared.name)
         federation.save(folder / "federation")
-        self._instruction = folder / "instruction"
-        self._slots = SumSlots(folder / "sums", slots=workers * SLOTS, sizes=experiment.strategy.channels(size))
+        self._folder = folder
+        sizes, slots = experiment.strategy.channels(size), workers * SLOTS
+        self._slots = SumSlots(folder / "sums", slots=slots, sizes=sizes)
+        self._rows = None
+        if experiment.strategy.reveals:
+            self._rows = RowSlots(folder / "rows", slots=slots, rows=self._chunk, sizes=sizes)
         self._personal = setup.personal_store(experiment, built, personal, silos=self.population)
         order = {
             "experiment": encode(experiment),
             "folder": str(folder),
             "personal": str(personal),
-            "slots": workers * SLOTS,
+            "slots": slots,
+            "rows": self._chunk,
             "plugins": list(plugins),
             "noise": None if noise is None else list(noise),
         }
@@ -93,17 +99,15 @@ class PoolLink:
             raise
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
         """Trains the cohort on whichever worker is free; see `server.link.Link`."""
-        common = {
-            "do": "contribute",
-            "instruction": write_instruction(self._instruction, instruction),
-            "mechanisms": mechanisms_to_json(mechanisms),
-            "record": record,
-        }
-        chunks = [list(cohort[at : at + self._chunk]) for at in range(0, len(cohort), self._chunk)]
-        orders = [common | {"chunk": number, "silos": silos} for number, silos in enumerate(chunks)]
+        common = {"do": "contribute", "mechanisms": mechanisms_to_json(mechanisms), "record": record}
+        headers = {request.instruction.tier: self._write(request.instruction) for request in requests}
+        orders = [
+            common | {"instruction": headers[instruction.tier], "chunk": number, "silos": list(silos)}
+            for number, (instruction, silos) in enumerate(chunks(requests, self._chunk))
+        ]
         for answer in self._spread(orders):
             yield Partial(
                 chunk=answer["chunk"],
@@ -112,22 +116,26 @@ class PoolLink:
                 arrived=answer["arrived"],
                 clipped=answer["clipped"],
                 payload=answer["payload"],
+                bytes=answer["bytes"],
                 failures=tuple(Failure(silo, reason) for silo, reason in answer["failures"]),
                 losses=tuple(answer["losses"]),
                 votes=answer["votes"],
+                revealed=None if self._rows is None else self._rows.take(answer["slot"], answer["revealed"]),
             )
 
     def evaluate(
         self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
     ) -> Evaluation:
         """Evaluates silos on their held-out rows, spread over the workers."""
-        sent = write_instruction(self._instruction, instruction)
-        common = {"do": "evaluate", "instruction": sent, "split": split, "fresh": fresh}
+        common = {"do": "evaluate", "instruction": self._write(instruction), "split": split, "fresh": fresh}
         parts = [list(silos[at : at + self._chunk]) for at in range(0, len(silos), self._chunk)]
         answers = list(self._spread([common | {"chunk": number, "silos": part} for number, part in enumerate(parts)]))
         answers.sort(key=lambda answer: int(answer["chunk"]))
         columns = [tuple(value for answer in answers for value in answer[name]) for name in _EVALUATION]
         return Evaluation(*columns)
+
+    def _write(self, instruction: Instruction) -> dict[str, Any]:
+        return write_instruction(instruction_path(self._folder, instruction.tier), instruction)
 
     def stage(self) -> None:
         """Flushes staged personal state."""

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from client.device import chosen
 from client.host import SiloHost
 from client.personal import PersonalStore
 from client.planted import CHANGE, Planted
+from client.rounding import Rounding
+from simulations.data import backbones  # noqa: F401  Importing it registers them, in workers too.
 from simulations.data.federation import Federation
 from simulations.example_privacy import noisy_steps
 from simulations.local_privacy import protection
@@ -74,16 +77,23 @@ def host(
         secret=experiment.privacy.noise == "system",
         planted=_planted(experiment, built),
         local=protection(experiment),
+        rounding=_rounding(experiment),
+        device=chosen(experiment.engine.device),
     )
 
 
 def personal_store(experiment: Experiment, built: Model, folder: Path, *, silos: int) -> PersonalStore | None:
-    """What silos keep between rounds, the changes of audited silos included; None where that is nothing."""
+    """What silos keep between rounds, audited changes and residuals included; None where that is nothing."""
     size = built.start.numel()
     sizes = dict(experiment.strategy.personal(size))
+    sizes |= _rounding(experiment).personal(experiment.strategy.channels(size))
     if experiment.privacy.audit.examples.canaries:
         sizes[CHANGE] = size
     return PersonalStore(folder, silos=silos, sizes=sizes) if sizes else None
+
+
+def _rounding(experiment: Experiment) -> Rounding:
+    return Rounding(experiment.wire.values, feedback=experiment.wire.feedback)
 
 
 def _planted(experiment: Experiment, built: Model) -> Planted | None:
@@ -97,7 +107,8 @@ def chunk(experiment: Experiment, built: Model) -> int:
     """Silos summed together: of the experiment and the model, never of the number of workers."""
     if experiment.engine.chunk is not None:
         return experiment.engine.chunk
-    if experiment.task.stack(built.shape) is None:
+    task, example = experiment.task, experiment.privacy.example
+    if task.stack(built.shape) is None and (task.stack_adapted(built.shape) is None or example is not None):
         return SINGLE_CHUNK
     least, most = STACKED_SILOS
     return min(max(STACKED_NUMBERS // built.start.numel(), least), most)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from client.host import SiloHost
 from simulations.data.federation import Federation
 from simulations.engines import setup
-from simulations.engines.exchange import SumSlots, read_instruction
+from simulations.engines.exchange import RowSlots, SumSlots, instruction_path, read_instruction
 from simulations.engines.wire import mechanisms_from_json
 from strategies.codec import decode
 from strategies.experiment import Experiment
@@ -35,11 +36,11 @@ def main(descriptor: int) -> None:
         first = json.loads(pipe.recv_bytes())
         shared = Path(first["folder"])
         _watch_parent(parent, shared)
-        host, slots, instruction = _prepare(first)
+        host, shared_with = _prepare(first)
         pipe.send_bytes(b"{}")
         while True:
             order = json.loads(pipe.recv_bytes())
-            pipe.send_bytes(json.dumps(_serve(host, slots, instruction, order)).encode())
+            pipe.send_bytes(json.dumps(_serve(host, shared_with, order)).encode())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         _free(shared)  # The server is done, or was killed and cannot free the memory itself.
     except BaseException:
@@ -47,7 +48,16 @@ def main(descriptor: int) -> None:
         raise
 
 
-def _prepare(order: dict[str, Any]) -> tuple[SiloHost, SumSlots, Path]:
+@dataclass(frozen=True)
+class _Shared:
+    """What this process shares with the server: a folder, places for sums, and for updates where they are seen."""
+
+    folder: Path
+    sums: SumSlots
+    rows: RowSlots | None
+
+
+def _prepare(order: dict[str, Any]) -> tuple[SiloHost, _Shared]:
     load_entry_points()
     load_plugins(order["plugins"])
     experiment: Experiment = decode(Experiment, order["experiment"])
@@ -55,11 +65,15 @@ def _prepare(order: dict[str, Any]) -> tuple[SiloHost, SumSlots, Path]:
     host = setup.host(
         experiment, Federation.load(folder / "federation"), personal=Path(order["personal"]), noise=order["noise"]
     )
-    return host, SumSlots(folder / "sums", slots=order["slots"], sizes=host.channel_sizes), folder / "instruction"
+    slots, sizes, rows = order["slots"], host.channel_sizes, None
+    if experiment.strategy.reveals:
+        rows = RowSlots(folder / "rows", slots=slots, rows=order["rows"], sizes=sizes)
+    return host, _Shared(folder, SumSlots(folder / "sums", slots=slots, sizes=sizes), rows)
 
 
-def _serve(host: SiloHost, slots: SumSlots, path: Path, order: dict[str, Any]) -> dict[str, Any]:
-    instruction = read_instruction(path, order["instruction"])
+def _serve(host: SiloHost, shared: _Shared, order: dict[str, Any]) -> dict[str, Any]:
+    header = order["instruction"]
+    instruction = read_instruction(instruction_path(shared.folder, header["tier"]), header)
     answer: dict[str, Any] = {"chunk": order["chunk"], "slot": order["slot"]}
     if order["do"] == "evaluate":
         result = host.evaluate(instruction, order["silos"], split=order["split"], fresh=order["fresh"])
@@ -71,12 +85,15 @@ def _serve(host: SiloHost, slots: SumSlots, path: Path, order: dict[str, Any]) -
         chunk=order["chunk"],
         record=order["record"],
     )
-    slots.put(order["slot"], partial.sums)
+    shared.sums.put(order["slot"], partial.sums)
+    if shared.rows is not None and partial.revealed is not None:
+        answer["revealed"] = shared.rows.put(order["slot"], partial.revealed)
     return answer | {
         "weight": partial.weight,
         "arrived": partial.arrived,
         "clipped": partial.clipped,
         "payload": partial.payload,
+        "bytes": partial.bytes,
         "failures": [(failure.silo, failure.reason) for failure in partial.failures],
         "losses": partial.losses,
         "votes": dict(partial.votes),

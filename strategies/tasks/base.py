@@ -73,10 +73,15 @@ class Task(ABC):
     Attributes:
         name: what a config calls it.
         kinds: the kinds of data it accepts, of "classification", "regression" and "sequence".
+        places: keys that may hold a path of this machine, which is no part of the experiment's digest. What the file
+            holds must be frozen in the model: then it is a part of the run's identity.
+        tokens: whether rows are tokens, `(rows, length)` int64, and not quantities.
     """
 
     name: ClassVar[str] = ""
     kinds: ClassVar[frozenset[str]] = frozenset()
+    places: ClassVar[frozenset[str]] = frozenset()
+    tokens: ClassVar[bool] = False
 
     @abstractmethod
     def module(self, shape: Shape) -> nn.Module:
@@ -87,6 +92,14 @@ class Task(ABC):
         Raises:
             ValueError: the model cannot take such features or give such outputs.
         """
+
+    def structure(self, shape: Shape) -> nn.Module:
+        """A model of the same names and shapes, to load a saved one into; files that only start one are not needed."""
+        return self.module(shape)
+
+    def notes(self, shape: Shape) -> tuple[str, ...]:
+        """What a reader of results must know of the model's start; lines for people."""
+        return ()
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each row, `(rows,)`: cross-entropy, or half the squared error.
@@ -111,6 +124,10 @@ class Task(ABC):
 
     def stack(self, shape: Shape) -> Chain | None:
         """The model as a chain of dense layers whose `losses` are the inherited ones, or None if it is not one."""
+        return None
+
+    def stack_adapted(self, shape: Shape) -> Chain | None:
+        """The base as such a chain, where the model is that base with adapters that draw nothing; else None."""
         return None
 
 

@@ -21,6 +21,7 @@ class LSTM(Task):
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({"sequence"})
+    tokens: ClassVar[bool] = True
 
     embedding: int = key(8, at_least=1, help="numbers per character")
     hidden: int = key(256, at_least=1, help="units per layer")

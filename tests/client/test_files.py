@@ -115,6 +115,81 @@ def test_a_word_in_a_regression_target_is_named(tmp_path: Path) -> None:
         read_csv(write(tmp_path, "x,y\n1,2\n2,tall\n"), target="y", kind="regression")
 
 
+def ages(*odd: str, rows: int = 50) -> str:
+    """A file with an age in every row, the first ones as given."""
+    cells = [*odd, *(f"{20 + row}.5" for row in range(len(odd), rows))]
+    return "age,ill\n" + "".join(f"{cell},{row % 2}\n" for row, cell in enumerate(cells))
+
+
+@pytest.mark.parametrize(("typos", "rows"), [(["4o"], 50), (["4o"], 22), (["4o", "", "n/a"], 50), (["4o", "5l"], 200)])
+def test_a_typo_among_numbers_is_refused_with_its_line(tmp_path: Path, typos: list[str], rows: int) -> None:
+    # One typo, or 1 in 100, turned every other number of the column into a category.
+    held = rows - sum(not typo or typo == "n/a" for typo in typos)
+    wrong = sum(typo in ("4o", "5l") for typo in typos)
+    with pytest.raises(DataError) as error:
+        read_csv(write(tmp_path, ages(*typos, rows=rows)), target="ill")
+    found = f"'4o' is not a number, and {held - wrong} of {held} cells here are; correct it, or drop the row"
+    assert str(error.value).endswith(f"line 2, column 'age': {found}")
+
+
+def test_a_column_of_categories_stays_one(tmp_path: Path) -> None:
+    few = "".join(f"{row % 20},{row % 2}\n" for row in range(60))  # 20 codes and a word: 21 would be too many.
+    assert read_csv(write(tmp_path, "ward,ill\n" + few.replace("19,", "x,")), target="ill").features.shape == (60, 20)
+    mixed = read_csv(write(tmp_path, ages("a", "b", rows=50)), target="ill")  # 2 of 50 are more than 1 in 100.
+    assert mixed.features.shape == (50, 50)
+
+
+def test_a_typo_in_a_target_is_refused_where_nobody_says_what_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path, "y,x\n" + "".join(f"{row}.5,{row % 2}\n" for row in range(40)) + "4o,1\n")
+    with pytest.raises(DataError, match=r"line 42, column 'y': '4o' is not a number, and 40 of 41 cells here are"):
+        read_csv(path, target="y", kind=None)
+
+
+TARGETS: list[tuple[list[str], str | None]] = [
+    (["no", "yes"], "classification"),
+    (["0", "1", "2"], "classification"),
+    ([str(value) for value in range(20)], "classification"),
+    (["0", "0.5", "1"], "regression"),
+    ([f"{value}.25" for value in range(30)], "regression"),
+    ([str(value) for value in range(21)], None),  # Classes or amounts: nobody can tell.
+]
+
+
+@pytest.mark.parametrize(("words", "kind"), TARGETS)
+def test_the_targets_values_tell_what_it_is_or_it_is_asked(tmp_path: Path, words: list[str], kind: str | None) -> None:
+    path = write(tmp_path, "x,y\n" + "".join(f"{row},{word}\n" for row, word in enumerate(words * 2)))
+    if kind is None:
+        line = (
+            r"column 'y': 21 different whole numbers, which may be classes or amounts; set data\.kind to classification"
+        )
+        with pytest.raises(DataError, match=line):
+            read_csv(path, target="y", kind=None)
+        return
+    assert read_csv(path, target="y", kind=None).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("y", "kind"),
+    [
+        (np.array(["a", "b"] * 4), "classification"),
+        (np.arange(8) % 3, "classification"),
+        (np.linspace(0, 1, 8), "regression"),
+        (np.array([True, False] * 4), "classification"),
+    ],
+)
+def test_the_targets_of_an_npz_tell_what_they_are(tmp_path: Path, y: Any, kind: str) -> None:
+    np.savez(tmp_path / "rows.npz", x=np.zeros((8, 2)), y=y)
+    assert read_npz(tmp_path / "rows.npz", kind=None).kind == kind
+
+
+def test_amounts_are_no_classes(tmp_path: Path) -> None:
+    path = write(tmp_path, "x,y\n" + "".join(f"{row},{row}.5\n" for row in range(30)))
+    with pytest.raises(
+        DataError, match=r"line 2, column 'y': '0\.5' is an amount, no class; use a task for regression"
+    ):
+        read_csv(path, target="y", kind="classification")
+
+
 def test_a_column_of_identifiers_is_refused(tmp_path: Path) -> None:
     text = "name,y\n" + "".join(f"person{index},{index % 2}\n" for index in range(300))
     with pytest.raises(

@@ -31,10 +31,12 @@ from privacy.noise import SimulatedNoise, grid
 from privacy.release import Collector, Release
 from privacy.steps import NoisySteps
 from server.canaries import CanaryLink
+from server.link import by_tier
 from server.participation import Coins
 from simulations.engines.local import LocalLink
 from strategies.base import Instruction, Silo, State, Strategy, Update
 from strategies.experiment import Train
+from strategies.layout import Layout
 from strategies.registry import STRATEGIES
 from strategies.tasks import Shape, Task, initial
 from strategies.tasks.cnn import CNN
@@ -57,7 +59,7 @@ class Stubborn(Strategy):
 
     weight: float = 1.0
     scale: float = 1.0
-    kept: float = 0.3
+    share: float = 0.3
 
     def channels(self, size: int) -> Mapping[str, int]:
         return {"delta": size, "sums": 3}
@@ -65,7 +67,7 @@ class Stubborn(Strategy):
     def local(self, silo: Silo, instruction: Instruction) -> Update:
         start = instruction["model"]
         delta = self.scale * (silo.fit(start) - start)
-        count = max(1, int(self.kept * delta.shape[-1]))
+        count = max(1, int(self.share * delta.shape[-1]))
         least = delta.abs().nan_to_num(nan=math.inf).topk(count, dim=-1).values[..., -1:]
         sparse = torch.where(delta.abs() >= least, delta, 0.0).half().float()
         weight = (self.weight * silo.examples / 10.0).clamp(max=self.weight)
@@ -86,7 +88,7 @@ class Unweighted(Stubborn):
 def private_strategies() -> list[Strategy]:
     """Every registered strategy that runs under silo-level privacy, and some that try to break out."""
     registered = [cls() for cls in STRATEGIES.values() if not cls().problems(private=True) and cls().channels(1)]
-    return [*registered, Stubborn(), Stubborn(weight=5.0), Stubborn(scale=1e9), Stubborn(weight=0.3, kept=1.0)]
+    return [*registered, Stubborn(), Stubborn(weight=5.0), Stubborn(scale=1e9), Stubborn(weight=0.3, share=1.0)]
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ class World:
         """What a round releases when `cohort` is asked."""
         start = initial(TASK, SHAPE, seed=self.seed)[1]
         sizes = self.strategy.channels(start.numel())
-        instruction = self.strategy.instruct(self.strategy.init(start, streams.generator(self.seed, "init")), 1)
+        layout = Layout.of(initial(TASK, SHAPE, seed=self.seed)[0])
+        state = self.strategy.init(start, streams.generator(self.seed, "init"), layout)
         with tempfile.TemporaryDirectory() as name:
             host = self.host(Path(name))
             canaries = Coins(3, 1.0, self.seed)
@@ -137,7 +140,7 @@ class World:
                 LocalLink(host, chunk=4), participation=canaries, channel="delta", sizes=sizes, seed=self.seed
             )
             collector = Collector(mechanisms, sizes, expected=4.0, population=len(self.rows))
-            for partial in link.ask(instruction, cohort, mechanisms, record=True):
+            for partial in link.ask(by_tier(self.strategy, state, 1, cohort), mechanisms, record=True):
                 collector.add(partial)
         return collector.release(SimulatedNoise(self.seed), stream=("noise", 1))
 
@@ -206,7 +209,7 @@ def test_one_silo_moves_each_channel_and_each_vote_by_at_most_what_that_is_price
 
     Zeroed out means that the silo sends zeros, which casts no vote: as if it were not there.
     """
-    strategy = Stubborn(weight=data.draw(st.sampled_from([0.3, 1.0, 5.0])), kept=1.0)
+    strategy = Stubborn(weight=data.draw(st.sampled_from([0.3, 1.0, 5.0])), share=1.0)
     world = data.draw(worlds(strategy))
     silo = data.draw(st.integers(0, len(world.rows) - 1))
     cohort = [at for at in range(len(world.rows)) if at not in world.absent - {silo}]
@@ -237,7 +240,7 @@ def test_one_silos_own_update_moves_by_at_most_what_the_servers_view_is_priced_f
     data: st.DataObject, relation: Relation
 ) -> None:
     """What leaves the silo, not a sum over silos: its noise is the same on both sides, so it differs by the data."""
-    world = data.draw(worlds(Stubborn(kept=1.0)))
+    world = data.draw(worlds(Stubborn(share=1.0)))
     rows = examples(world.seed + 99, data.draw(st.integers(0, 9)), wild=data.draw(st.sampled_from([0.0, 0.5])))
     noise = SimulatedNoise(world.seed)
     local = LocalNoise({"delta": GaussianSum(CLIP, NOISE), "sums": GaussianSum(3.0 * CLIP, NOISE)}, noise)
@@ -246,7 +249,7 @@ def test_one_silos_own_update_moves_by_at_most_what_the_servers_view_is_priced_f
 
     def sent(held: Examples) -> Mapping[str, Tensor]:
         with tempfile.TemporaryDirectory() as name:
-            host = replace(world, strategy=Unweighted(kept=1.0), rows=(held, *world.rows[1:])).host(Path(name))
+            host = replace(world, strategy=Unweighted(share=1.0), rows=(held, *world.rows[1:])).host(Path(name))
             host.local = local
             return host.contribute(session, [0], dict.fromkeys(("delta", "sums"), ExactSum()), chunk=0).sums
 
@@ -258,7 +261,7 @@ def test_one_silos_own_update_moves_by_at_most_what_the_servers_view_is_priced_f
 
 def test_the_bound_is_reached() -> None:
     """Without this the property could hold because nothing moves at all."""
-    strategy = Stubborn(kept=1.0, scale=100.0)
+    strategy = Stubborn(share=1.0, scale=100.0)
     world = World(strategy, tuple(examples(at, 9, wild=0.0) for at in range(4)), 7, True)
     sizes = strategy.channels(initial(TASK, SHAPE, seed=0)[1].numel())
     mechanisms: dict[str, Mechanism] = dict.fromkeys(sizes, GaussianSum(CLIP, NOISE))

@@ -22,12 +22,15 @@ from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise
 from privacy.release import Collector, Partial
 from server.checkpoint import Checkpoint, read, write
+from server.link import by_tier
 from strategies.base import Instruction, State, Strategy
 from strategies.experiment import Train
+from strategies.layout import Layout
 from strategies.optimizers import OPTIMIZERS, Optimizer
 from strategies.registry import STRATEGIES
 from strategies.tasks import Shape, initial
 from strategies.tasks.dense import MLP
+from strategies.traffic import message, require_kept
 
 torch.set_num_threads(1)
 
@@ -68,6 +71,10 @@ def settings(cls: type[Strategy]) -> Iterator[Strategy]:
 CASES = [strategy for cls in STRATEGIES.values() for strategy in settings(cls) if not strategy.problems(private=False)]
 each = pytest.mark.parametrize("strategy", CASES, ids=str)
 each_way = pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "one by one"])
+
+
+def layout() -> Layout:
+    return Layout.of(initial(TASK, SHAPE, seed=1)[0])
 
 
 def model() -> Tensor:
@@ -111,7 +118,7 @@ class World:
         )
 
     def start(self) -> State:
-        return self.strategy.init(model(), streams.generator(3, "init"))
+        return self.strategy.init(model(), streams.generator(3, "init"), layout())
 
     def mechanisms(self, *, private: bool = False) -> dict[str, Mechanism]:
         bound: Mechanism = GaussianSum(0.1, 1.0) if private else ExactSum()
@@ -125,7 +132,10 @@ class World:
         mechanisms = self.mechanisms(private=private)
         sizes = self.strategy.channels(model().numel())
         collector = Collector(mechanisms, sizes, expected=len(self.sizes), population=len(self.sizes))
-        collector.add(self.ask(self.strategy.instruct(state, number), silos, private=private))
+        asked = list(range(len(self.sizes))) if silos is None else silos
+        for chunk, request in enumerate(by_tier(self.strategy, state, number, asked)):
+            partial = self.ask(request.instruction, list(request.silos), private=private)
+            collector.add(dataclasses.replace(partial, chunk=chunk))
         release = collector.release(SimulatedNoise(3), stream=("noise", number))
         after = self.strategy.aggregate(state, release, streams.generator(3, "aggregate", number))
         if self.personal is not None:
@@ -179,17 +189,44 @@ def test_what_is_sent_is_what_was_declared(strategy: Strategy, stacked: bool, fo
     world, size = World(strategy, stacked, folder), model().numel()
     declared = strategy.channels(size)
     instruction = strategy.instruct(world.start(), 1)
-    group = [0, 2, 3] if stacked else [2]
+    together = world.host.stack is not None
+    group = [0, 2, 3] if together else [2]
     update = strategy.local(Session(world.host, group, 1, record=False), instruction)
     assert update.channels.keys() == declared.keys()
     for name, length in declared.items():
-        assert tuple(update.channels[name].shape) == ((3, length) if stacked else (length,))
+        assert tuple(update.channels[name].shape) == ((3, length) if together else (length,))
         assert update.channels[name].is_floating_point()
         assert not update.channels[name].requires_grad
     weights = torch.as_tensor(update.weight)
     assert weights.numel() in (1, len(group))
     assert bool((weights >= 0).all())
     assert instruction.round == 1
+    for tier in {strategy.tier(silo) for silo in range(len(SIZES))}:
+        sent = strategy.instruct(world.start(), 1, tier)
+        assert sent.tier == tier
+        require_kept(sent, sent.kept)
+
+
+@each
+def test_the_size_of_a_message_is_the_same_whatever_silos_hold(strategy: Strategy, folder: Path) -> None:
+    """It is counted and shown under privacy, so rows must not move it; the host refuses an update that is longer."""
+    world, other = World(strategy, True, folder / "one"), World(strategy, True, folder / "other", [2, 9, 0, 4, 30])
+    state = world.start()
+    for request in by_tier(strategy, state, 1, range(len(SIZES))):
+        one, two = (each.ask(request.instruction, list(request.silos)) for each in (world, other))
+        assert (one.payload, one.bytes) == (two.payload, two.bytes)
+        kept = strategy.kept(layout(), 1, request.instruction.tier)
+        expected = message(strategy.channels(model().numel()), kept)
+        assert (one.payload, one.bytes) == (len(request.silos) * expected.numbers, len(request.silos) * expected.bytes)
+        assert all(0 < count <= strategy.channels(model().numel())[name] for name, count in kept.items())
+
+
+@each
+def test_variants_are_models(strategy: Strategy, folder: Path) -> None:
+    for name, vector in strategy.variants(World(strategy, True, folder).rounds(1), 1).items():
+        assert name.isidentifier()
+        assert vector.shape == model().shape
+        assert bool(torch.isfinite(vector).all())
 
 
 @each
@@ -245,7 +282,7 @@ def test_an_empty_silo_arrives_and_changes_nothing(strategy: Strategy, stacked: 
 
 @each
 def test_before_round_1_the_initial_model_is_served(strategy: Strategy) -> None:
-    served = strategy.predictor(strategy.init(model(), streams.generator(3, "init")))
+    served = strategy.predictor(strategy.init(model(), streams.generator(3, "init"), layout()))
     assert served.shape == model().shape
     if strategy.name not in STARTS_ELSEWHERE:
         assert torch.equal(served, model())

@@ -42,7 +42,7 @@ class Keepsake(Strategy):
     def personal(self, size):
         return {"own": size}
 
-    def init(self, model, rng):
+    def init(self, model, rng, layout):
         return {"model": model, "initial": model}
 
     def local(self, silo, instruction):

@@ -10,6 +10,7 @@ from privacy.audit import direction
 from privacy.mechanism import GaussianSum, Mechanism
 from privacy.release import Collector, Contributions, Failure, Partial
 from server.canaries import CanaryLink
+from server.link import Request
 from server.participation import Coins
 from strategies.base import Evaluation, Instruction, Split
 
@@ -29,9 +30,10 @@ class Constant:
     trace: list[str] = field(default_factory=list)
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
-        for chunk, silo in reversed(list(enumerate(cohort))):
+        [request] = requests
+        for chunk, silo in reversed(list(enumerate(request.silos))):
             sums = Contributions(mechanisms, SIZES)
             sums.add({"delta": torch.full((SIZE,), 0.01), "other": torch.ones(3)}, 1.0, [silo])
             sums.add({"delta": torch.full((SIZE,), float("nan")), "other": torch.ones(3)}, 1.0, [silo])
@@ -61,7 +63,7 @@ def canary_link(canaries: int) -> CanaryLink:
 
 def collect(link: CanaryLink | Constant, cohort: Sequence[int] = range(SILOS)) -> Collector:
     collector = Collector(MECHANISMS, SIZES, expected=1.0, population=SILOS)
-    for partial in link.ask(INSTRUCTION, list(cohort), MECHANISMS, record=True):
+    for partial in link.ask([Request(INSTRUCTION, list(cohort))], MECHANISMS, record=True):
         collector.add(partial)
     return collector
 
@@ -124,5 +126,5 @@ def test_the_rest_passes_on() -> None:
 @pytest.mark.parametrize("clip_norm", [1e-30, 0.25, 1e6, 1e38])
 def test_a_canary_is_as_long_as_the_clip_norm_however_large_that_is(clip_norm: float) -> None:
     mechanisms: dict[str, Mechanism] = {"delta": GaussianSum(clip_norm, 1.0), "other": GaussianSum(2.0, 1.0)}
-    [partial] = canary_link(1).ask(INSTRUCTION, [], mechanisms, record=False)
+    [partial] = canary_link(1).ask([Request(INSTRUCTION, [])], mechanisms, record=False)
     assert float(torch.linalg.vector_norm(partial.sums["delta"])) == pytest.approx(clip_norm, rel=1e-6)

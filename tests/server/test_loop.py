@@ -21,11 +21,14 @@ from privacy.noise import SimulatedNoise, SystemNoise, grid, noised
 from privacy.release import Contributions, Partial, Release
 from server import loop
 from server.checkpoint import read as read_checkpoint
+from server.link import Request
 from server.loop import BudgetSpent, Diverged, RoundResult, Training
 from server.odometer import Odometer
 from server.sampler import FullCohort, PoissonCohort, Sampler
 from server.store import RunStore, StoreError
+from strategies import wire
 from strategies.base import Evaluation, Instruction, Split, State, Strategy
+from strategies.layout import Layout
 
 torch.set_num_threads(1)
 
@@ -38,7 +41,7 @@ EVENT = Sampled(Poisson(0.5), Gaussian(2.0))
 class Walk(Strategy):
     """The model moves by the mean; the sum of all means is kept beside it."""
 
-    def init(self, model: Tensor, rng: torch.Generator) -> State:
+    def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         return {"model": model, "path": model}
 
     def aggregate(self, state: State, release: Release, rng: torch.Generator) -> State:
@@ -55,12 +58,13 @@ class Echo:
     population: int = SILOS
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
         self.trace.append("ask")
-        for chunk, silo in enumerate(cohort):
+        [request] = requests
+        for chunk, silo in enumerate(request.silos):
             sums = Contributions(mechanisms, {"delta": SIZE})
-            sums.add({"delta": torch.full((SIZE,), self.update(silo, instruction.round))}, 1.0, [silo])
+            sums.add({"delta": torch.full((SIZE,), self.update(silo, request.instruction.round))}, 1.0, [silo])
             yield sums.partial(chunk, [0.5] if record else [])
 
     def evaluate(
@@ -86,6 +90,7 @@ def training(sampler: Sampler | None = None, *, mechanism: Mechanism = NOISE, **
     base = Training(
         strategy=Walk(),
         model=torch.zeros(SIZE),
+        layout=Layout(("weight",), ((SIZE,),)),
         sampler=sampler,
         mechanisms={"delta": mechanism},
         rounds=6,
@@ -223,12 +228,13 @@ class Roll(Echo):
     dies: list[int] = field(default_factory=list)
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
-        self.asked.append(tuple(cohort))
-        yield from super().ask(instruction, cohort, mechanisms, record=record)
-        if instruction.round in self.dies:
-            self.dies.remove(instruction.round)
+        [request] = requests
+        self.asked.append(tuple(request.silos))
+        yield from super().ask(requests, mechanisms, record=record)
+        if request.instruction.round in self.dies:
+            self.dies.remove(request.instruction.round)
             raise KeyboardInterrupt
 
 
@@ -333,10 +339,13 @@ def test_private_numbers_are_recorded_only_when_asked_for(run: Run, tmp_path: Pa
     assert torch.equal(strict.state["model"], research.state["model"])
 
 
-def test_bytes_are_four_a_number_both_ways(run: Run) -> None:
+def test_what_goes_down_is_counted_as_it_is_encoded_and_what_comes_up_as_the_link_says(run: Run) -> None:
     [result] = run.go(training(FullCohort(SILOS), mechanism=ExactSum(), rounds=1))
     assert result.row["parameters_up"] == result.row["parameters_down"] == SILOS * SIZE
-    assert result.row["bytes_up"] == result.row["bytes_down"] == 4 * SILOS * SIZE
+    assert result.row["bytes_up"] == 4 * SILOS * SIZE
+    assert result.row["bytes_down"] == SILOS * wire.size(SIZE, SIZE)
+    halves = training(FullCohort(SILOS), mechanism=ExactSum(), rounds=2, values="float16")
+    assert run.go(halves)[-1].row["bytes_down"] == SILOS * wire.size(SIZE, SIZE, "float16")
 
 
 def test_evaluation_is_due_every_so_many_rounds_and_at_the_end(run: Run) -> None:

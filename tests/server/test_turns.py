@@ -27,12 +27,14 @@ from privacy.noise import SimulatedNoise, SystemNoise, grid
 from privacy.release import Contributions, Partial, Release
 from server import loop
 from server.checkpoint import read as read_checkpoint
+from server.link import Request
 from server.loop import RoundResult, Training
 from server.participation import InTurns
 from server.sampler import CyclicCohort, FullCohort, Sampler
 from server.store import RunStore, StoreError
 from server.turns import Charges, TooSoon, again, charged, events
 from strategies.base import Evaluation, Instruction, Split, State, Strategy
+from strategies.layout import Layout
 
 torch.set_num_threads(1)
 
@@ -151,10 +153,12 @@ class Echo:
     population: int = SILOS
 
     def ask(
-        self, instruction: Instruction, cohort: Sequence[int], mechanisms: Mapping[str, Mechanism], *, record: bool
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
-        self.asked.append(list(cohort))
-        self.before(instruction.round)
+        [request] = requests
+        cohort = list(request.silos)
+        self.asked.append(cohort)
+        self.before(request.instruction.round)
         sums = Contributions(mechanisms, {"delta": SIZE})
         for silo in cohort:
             sums.add({"delta": torch.full((SIZE,), 0.01)}, 1.0, [silo])
@@ -182,6 +186,7 @@ def training(sampler: Sampler = TURNS, mechanism: Mechanism | None = None, **cha
     base = Training(
         strategy=Walk(),
         model=torch.zeros(SIZE),
+        layout=Layout(("weight",), ((SIZE,),)),
         sampler=sampler,
         mechanisms={"delta": mechanism if mechanism is not None else banded()},
         rounds=ROUNDS,

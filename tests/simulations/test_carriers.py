@@ -11,9 +11,10 @@ import pytest
 
 from client.errors import DataError
 from simulations.data import carriers
-from simulations.data.carriers import cache, fetch, locate, status
+from simulations.data.carriers import fetch, locate, status
 from simulations.data.catalogue import CARRIERS, Carrier
 from simulations.data.sources import SOURCES
+from strategies.cache import cache
 
 ROWS = b"x,y\n1,2\n"
 FILES = {"pack/data/rows.csv": ROWS, "pack/texts/a.md": b"A", "pack/texts/run.py": b"raise SystemExit", "b": b""}
@@ -146,7 +147,8 @@ def test_a_bare_process_sees_no_environment(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_carried_source_has_a_carrier_and_every_carrier_a_source() -> None:
-    assert {name.partition(":")[0] for name, source in SOURCES.items() if source.carrier} == set(CARRIERS)
+    wanted = {name.partition(":")[0] for name, source in SOURCES.items() if source.carrier}
+    assert wanted | {needed for source in SOURCES.values() for needed in source.needs} == set(CARRIERS)
 
 
 def test_every_carrier_is_pinned_to_its_bytes() -> None:

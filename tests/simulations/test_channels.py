@@ -65,7 +65,7 @@ class TwoChannels(Strategy):
     def channels(self, size):
         return {"delta": size, "drift": 3}
 
-    def init(self, model, rng):
+    def init(self, model, rng, layout):
         return {"model": model, "squares": torch.zeros(2, dtype=torch.float64)}
 
     def local(self, silo, instruction):
@@ -401,7 +401,7 @@ def test_a_plan_counts_the_votes_among_the_bytes(
     assert main(["plan", str(config), "--format", "json"]) == 0
     planned = json.loads(capsys.readouterr().out)["bytes_up_per_round"]
     assert main(["run", str(config), "--out", str(tmp_path / "run")]) == 0
-    assert planned == 4 * SILOS * 16 == rows(tmp_path / "run")[0]["bytes_up"]
+    assert planned == SILOS * (12 + 4 * 15 + 4) == rows(tmp_path / "run")[0]["bytes_up"]
 
 
 def test_a_schedule_of_canaries_is_compared_with_the_noise_of_their_own_channel(place: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_plan_is_what_the_run_then_costs(capsys, folder):
     assert plan["expected_cohort"] == 10
     # 2 x 0.5 on the sum, divided by 10 expected silos and 16 expected canaries.
     assert plan["privacy"]["noise_std_of_mean"] == pytest.approx(2 * 0.5 / (10 + 16))
-    assert plan["bytes_up_per_round"] == plan["bytes_down_per_round"] == 10 * 650 * 4
+    assert plan["bytes_up_per_round"] == plan["bytes_down_per_round"] == 10 * (12 + 650 * 4)
 
 
 def test_a_plan_solves_noise_for_epsilon(capsys):
@@ -203,7 +203,8 @@ def test_schema_documents_every_key_of_a_resolved_config(capsys):
 
 def test_list_names_every_choice(capsys):
     found = said_json(capsys, "list")
-    assert set(found) == {"strategies", "tasks", "data", "partitions", "standardize", "server optimizers", "configs"}
+    titles = {"strategies", "tasks", "data", "backbones", "partitions", "standardize", "server optimizers", "configs"}
+    assert set(found) == titles
     assert all(about for entries in found.values() for about in entries.values())
     text = said(capsys, "list")
     assert all(name in text for entries in found.values() for name in entries)

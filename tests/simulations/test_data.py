@@ -390,6 +390,7 @@ def carried(name: str, group: str | None = None) -> tuple[Table, Table | None]:
         ("mnist5k", 5_000, None, 0),
         ("fashion_mnist", 60_000, 10_000, 0),
         ("adult", 32_561, 16_281, 0),
+        ("healthtweets", 14_306, None, 16),
         ("schools:exam", 4_059, None, 65),
         ("schools:hsb82", 7_185, None, 160),
         ("schools:chem97", 31_022, None, 131),

@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from privacy.mechanism import ExactSum, GaussianSum
+from server.link import Request
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from simulations.engines.exchange import SumSlots, read_instruction, write_instruction
@@ -36,6 +37,7 @@ from strategies.experiment import Engine, Experiment
 from strategies.loading import load, parse
 from strategies.plugins import load_plugins
 from strategies.registry import STRATEGIES
+from strategies.schema import ConfigError
 
 torch.set_num_threads(1)
 
@@ -70,6 +72,23 @@ class Keepsake(Strategy):
 
     def aggregate(self, state, release, rng):
         return {"model": state["model"] + release.mean("delta")}
+
+
+@strategy("pool_median")
+@dataclass(frozen=True)
+class Median(Strategy):
+    """Sees single updates, and moves by their median."""
+
+    reveals = True
+
+    def local(self, silo, instruction):
+        return Update({"delta": silo.fit(instruction["model"]) - instruction["model"]})
+
+    def aggregate(self, state, release, rng):
+        seen = release.reveal()
+        if not seen.silos:
+            return state
+        return {"model": state["model"] + seen.channels["delta"].median(0).values}
 
 
 @strategy("pool_raises")
@@ -248,6 +267,17 @@ def test_two_workers_give_the_bits_of_this_process(place: Path, tmp_path: Path, 
     same_with_workers(place, tmp_path, config, 2, plugins)
 
 
+def test_single_updates_are_seen_alike_from_two_workers_and_have_no_silo_level_price(
+    place: Path, tmp_path: Path, plugins: list[str]
+) -> None:
+    config = experiment(place, strategy="pool_median")
+    same_with_workers(place, tmp_path, config, 2, plugins)
+    claimed = go(config, tmp_path / "again", plugins=plugins).result["privacy"]["silo"]
+    assert claimed["epsilon_upper"] is None  # Infinite, which JSON cannot say.
+    with pytest.raises(ConfigError, match="pool_median sees single updates"):
+        go(experiment(place, strategy="pool_median", privacy={"silo": SILO, "audit": {"canaries": 5}}), tmp_path / "no")
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("stacked", ["auto", "off"])
@@ -267,6 +297,20 @@ def test_a_run_can_change_its_engine_while_it_is_stopped(place: Path, tmp_path: 
     with ActiveRun(on(config, kind="pool", workers=1), tmp_path / "run", resume=True, plugins=plugins) as second:
         train(second)
         assert second.finish().result["model"] == whole["model"]
+
+
+def test_what_rounding_left_outlives_a_stop_and_another_engine(place: Path, tmp_path: Path) -> None:
+    config = experiment(place, wire={"values": "float16", "feedback": True})
+    whole = go(config, tmp_path / "whole").result
+    with ActiveRun(config, tmp_path / "run") as first:
+        train(first, stop=lambda: (tmp_path / "run" / "rounds.jsonl").exists())
+    with ActiveRun(on(config, kind="pool", workers=1), tmp_path / "run", resume=True) as second:
+        train(second)
+        assert second.finish().result["model"] == whole["model"]
+    for number, wire in enumerate(({"values": "float16"}, {})):
+        other = go(experiment(place, wire=wire), tmp_path / str(number)).result
+        assert other["model"]["sha256"] != whole["model"]["sha256"]
+        assert other["privacy"]["silo"] == whole["privacy"]["silo"]  # Clipped after it, so it costs nothing.
 
 
 def test_chunks_are_of_the_experiment_and_never_of_the_workers(place: Path) -> None:
@@ -477,9 +521,9 @@ def test_the_local_engine_cuts_the_cohort_into_chunks(place: Path, tmp_path: Pat
     link = LocalLink(setup.host(config, federation, personal=tmp_path), chunk=2)
     instruction = config.strategy.instruct({"model": setup.model(config, federation).start}, 1)
     mechanisms = {"delta": GaussianSum(0.5, 2.0)}
-    partials = list(link.ask(instruction, [0, 3, 4, 7, 8], mechanisms, record=False))
+    partials = list(link.ask([Request(instruction, [0, 3, 4, 7, 8])], mechanisms, record=False))
     assert [(partial.chunk, partial.arrived) for partial in partials] == [(0, 2), (1, 2), (2, 1)]
-    assert list(link.ask(instruction, [], mechanisms, record=False)) == []
+    assert list(link.ask([Request(instruction, [])], mechanisms, record=False)) == []
 
 
 def teardown_module() -> None:

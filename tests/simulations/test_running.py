@@ -233,7 +233,7 @@ def test_two_runs_cannot_share_a_folder(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"task": "linear"},  # For numbers, not for classes.
+        {"task": "linear", "data": {"name": "digits", "silos": 8}},  # For numbers, not for classes.
         {"data": {"path": "nowhere.npz", "silos": 8}},
         {"data": {"name": "digits", "partition": "column"}},  # It names no silos.
     ],
@@ -259,7 +259,9 @@ def test_a_ledger_that_cannot_be_opened_lets_the_folder_go(data: Path, tmp_path:
 
 def test_a_task_that_does_not_fit_is_named(data: Path) -> None:
     with pytest.raises(ConfigError, match="task: linear is for regression, but the data is classification"):
-        preparing.prepare(experiment(data, task="linear"))
+        preparing.prepare(experiment(data, task="linear", data={"name": "digits", "silos": 8}))
+    with pytest.raises(ConfigError, match="task: logistic is for classification, but the data is regression"):
+        preparing.prepare(experiment(data, task="logistic", data={"path": str(data), "silos": 8, "kind": "regression"}))
 
 
 def test_strict_metrics_hold_private_numbers_back_and_change_no_bit(data: Path, tmp_path: Path) -> None:

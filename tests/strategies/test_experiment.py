@@ -80,6 +80,8 @@ CHANGES = [
     "train.batch_size=8",
     "train.learning_rate=0.2",
     "strategy={name: fedavg, proximal: 0.1}",
+    "wire.values=float16",
+    "wire={values: float16, feedback: true}",
     "privacy.silo={clip_norm: 1, epsilon: 2, delta: 1e-5}",
     "privacy.silo={clip_norm: 1, noise_multiplier: 2, delta: 1e-5}",
 ]

@@ -18,6 +18,7 @@ from strategies.experiment import Train
 from strategies.fedavg import FedAvg
 from strategies.finetune import FineTune
 from strategies.ifca import IFCA
+from strategies.layout import Layout
 from strategies.local import Local
 from strategies.mocha import Mocha
 from strategies.mr_mtl import MRMTL
@@ -95,7 +96,7 @@ class World:
         self.strategy, self.train, self.best = strategy, Train(steps=steps, learning_rate=rate), best
         self.kept: dict[str, Tensor] = {}
         self.present = torch.zeros(SILOS, dtype=torch.bool)
-        self.state: State = strategy.init(START, torch.Generator())
+        self.state: State = strategy.init(START, torch.Generator(), Layout(("weight",), ((SIZE,),)))
         self.deltas = torch.zeros(strategy.channels(SIZE).get("delta", SIZE), dtype=torch.float64)
 
     def round(self, number: int, asked: list[int] | None = None, *, costs: Tensor | None = None) -> None:

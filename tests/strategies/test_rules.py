@@ -129,6 +129,17 @@ ONE_PROBLEM = [
         "train.learning_rate: expected a number, found the text '1e-5', write 1.0e-5",
     ),
     (SMALL, "train.learning_rte=0.1", "train.learning_rte: unknown key, did you mean 'learning_rate'?"),
+    # Wire.
+    (
+        SMALL,
+        "wire.feedback=true",
+        "wire.feedback: found true, but float32 rounds nothing off; use values: float16, or feedback: false",
+    ),
+    (
+        changed(f"privacy.local={SILO}"),
+        "wire={values: float16, feedback: true}",
+        "wire.values: found 'float16', but with privacy.local a silo's noise is float32; use values: float32",
+    ),
     # Privacy.
     (PRIVATE, "privacy.silo.epsilon=1.0", "privacy.silo: give one of noise_multiplier and epsilon, found both"),
     (

@@ -18,7 +18,9 @@ from strategies.layout import Layout
 from strategies.tasks import TASKS, Chain, Shape, Task, evaluate, initial, task
 from strategies.tasks.cnn import CNN
 from strategies.tasks.dense import MLP, Linear, Logistic
+from strategies.tasks.lora import LoRA
 from strategies.tasks.lstm import LSTM
+from strategies.tasks.transformer import Transformer
 
 torch.set_num_threads(1)
 
@@ -37,6 +39,9 @@ CASES: list[tuple[Task, Shape]] = [
     (CNN((4,), 8), Shape((1, 3, 3), 1)),
     (LSTM(hidden=16), TEXT),
     (LSTM(4, 8, 1), TEXT),
+    (LoRA(MLP((9, 7)), rank=2), CLASSES),
+    (LoRA(CNN((4,), 8), rank=2), CLASSES),
+    (LoRA(MLP((9,)), rank=2, dropout=0.0), NUMBER),
 ]
 each = pytest.mark.parametrize(("model", "shape"), CASES, ids=str)
 
@@ -53,8 +58,9 @@ def rows_of(model: Task, shape: Shape, rows: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def test_every_registered_task_is_tried() -> None:
-    assert {type(model) for model, _ in CASES} == set(TASKS.values())
-    assert set(TASKS) == {"linear", "logistic", "mlp", "cnn", "lstm"}
+    apart = {"transformer": Transformer}  # Needs the extra hf: tests/strategies/test_transformer.py.
+    assert {type(model) for model, _ in CASES} | set(apart.values()) == set(TASKS.values())
+    assert set(TASKS) == {"linear", "logistic", "mlp", "cnn", "lora", "lstm", "transformer"}
 
 
 @each
@@ -82,10 +88,14 @@ def test_a_row_is_predicted_by_itself(model: Task, shape: Shape) -> None:
 
 @each
 def test_gradients_reach_every_trainable_parameter(model: Task, shape: Shape) -> None:
-    module, _ = initial(model, shape, seed=3)
+    module, start = initial(model, shape, seed=3)
+    stirred = start + 0.1 * torch.randn(len(start), generator=torch.Generator().manual_seed(2))
+    Layout.of(module).load(module, stirred)  # An adapter's B starts at zero, which hides A.
     features, targets = rows_of(model, shape)
     model.losses(module(features), targets).sum().backward()
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
