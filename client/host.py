@@ -19,6 +19,7 @@ from client.queries import Queries
 from client.rounding import Rounding
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
+from client.stacked_adapters import StackedAdapters
 from privacy import streams
 from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
@@ -85,6 +86,9 @@ class SiloHost:
         self.single = SingleTrainer(module, task, train, device=device)
         chain = task.stack(shape) if stacked else None
         self.stack = StackedTrainer(chain, train) if chain is not None else None
+        adapted = task.stack_adapted(shape) if stacked and examples is None else None
+        if adapted is not None:
+            self.stack = StackedAdapters(adapted, train, module)
         self.dpsgd, self.planted = None, planted
         if examples is not None:
             self.dpsgd = DPSGD(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,12 +20,40 @@ from strategies.experiment import Train
 from strategies.tasks import Chain
 
 
+class Layer(Protocol):
+    """One layer of every silo."""
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """`(silos, batch, in)` to a new `(silos, batch, out)`."""
+        ...
+
+    def below(self, signal: Tensor) -> Tensor:
+        """From the gradient by the outputs to that by the inputs."""
+        ...
+
+    def slopes(self, inputs: Tensor, signal: Tensor) -> list[Tensor]:
+        """The gradient by what trains, in the order of the flat vector, `(silos, numbers)` each."""
+        ...
+
+
 @dataclass(frozen=True)
-class _Layer:
-    """One dense layer of every silo."""
+class Dense:
+    """A dense layer that trains in full."""
 
     weight: Tensor  # (silos, out, in)
     bias: Tensor  # (silos, out)
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """One batched product."""
+        return torch.bmm(inputs, self.weight.transpose(1, 2)).add_(self.bias.unsqueeze(1))
+
+    def below(self, signal: Tensor) -> Tensor:
+        """One batched product."""
+        return torch.bmm(signal, self.weight)
+
+    def slopes(self, inputs: Tensor, signal: Tensor) -> list[Tensor]:
+        """Of the weight and of the bias."""
+        return [torch.bmm(signal.transpose(1, 2), inputs).flatten(1), signal.sum(1)]
 
 
 class StackedTrainer:
@@ -47,19 +76,35 @@ class StackedTrainer:
 
         With `record`, each silo's mean loss over its steps is appended to `losses`.
         """
+        if plan.full or correct is not None:  # A correction is for the silos of this stack, in their order.
+            return self._fit(start, rows, plan, correct=correct, record=record)
+        # Longest first, so that silos that are done need no more work: under label skew that is most of it.
+        order = (plan.counts > 0).sum(1).argsort(descending=True, stable=True)
+        known, back = len(self.losses), order.argsort()
+        sorted_plan = Plan(plan.rows[order], plan.counts[order], plan.full)
+        vectors = self._fit(start[order] if start.dim() == 2 else start, rows, sorted_plan, correct=None, record=record)
+        losses = self.losses[known:]
+        self.losses[known:] = [losses[at] for at in back.tolist()] if record else []
+        return vectors[back]
+
+    def _fit(self, start: Tensor, rows: Examples, plan: Plan, *, correct: Correction | None, record: bool) -> Tensor:
+        """As `fit`; silos without a step left are left out where they come last and nobody corrects."""
         silos = plan.rows.shape[0]
         features, targets = rows.features.flatten(1), rows.targets
-        plain = correct is None and not self.train.momentum and not self.train.weight_decay
-        walk: _Plain | _Corrected
-        walk = _Plain(self, start, silos) if plain else _Corrected(self, start, silos, correct)
+        walk = self._walk(start, silos, correct)
         total = torch.zeros(silos)
         for step in range(plan.steps):
-            index, count = plan.rows[:, step].reshape(-1), None if plan.full else plan.counts[:, step]
-            values = self.forward(walk.layers, features.index_select(0, index).view(silos, -1, features.shape[1]))
-            goals = targets.index_select(0, index).view(silos, -1)
+            batch, count = plan.rows[:, step], None if plan.full else plan.counts[:, step]
+            if count is not None and correct is None:
+                active = int((count > 0).sum())
+                count, batch = count[:active], batch[:active, : int(count.max())]
+                walk.narrow(active)
+            index = batch.reshape(-1)
+            values = self.forward(walk.layers, features.index_select(0, index).view(*batch.shape, -1))
+            goals = targets.index_select(0, index).view(batch.shape)
             signal, losses = self._signal(values[-1], goals, count, record=record)
             if losses is not None:
-                total += losses
+                total[: len(losses)] += losses
             walk.step(values, signal, count)
         if record:
             self.losses += (total / (plan.counts > 0).sum(1)).tolist()  # NaN for a silo without a step: it has no loss.
@@ -69,21 +114,29 @@ class StackedTrainer:
             vectors[idle] = start.expand(silos, -1)[idle]
         return vectors
 
-    def layers(self, flat: Tensor) -> list[_Layer]:
+    def _walk(self, start: Tensor, silos: int, correct: Correction | None) -> _Plain | Corrected:
+        plain = correct is None and not self.train.momentum and not self.train.weight_decay
+        return _Plain(self, start, silos) if plain else Corrected(self, start, silos, correct)
+
+    def layers(self, flat: Tensor) -> Sequence[Layer]:
         """Views of flat vectors `(silos, N)`, layer by layer."""
+        return self.dense(flat)
+
+    def dense(self, flat: Tensor) -> list[Dense]:
+        """The same, for layers that train in full."""
         layers, at, silos = [], 0, flat.shape[0]
         for inputs, outputs in zip(self.chain.widths, self.chain.widths[1:]):
             weight = flat[:, at : at + outputs * inputs].view(silos, outputs, inputs)
             at += outputs * inputs
-            layers.append(_Layer(weight, flat[:, at : at + outputs]))
+            layers.append(Dense(weight, flat[:, at : at + outputs]))
             at += outputs
         return layers
 
-    def forward(self, layers: Sequence[_Layer], inputs: Tensor) -> list[Tensor]:
+    def forward(self, layers: Sequence[Layer], inputs: Tensor) -> list[Tensor]:
         """The input of every layer, and at the end the outputs; each `(silos, batch, width)`."""
         values = [inputs]
         for number, layer in enumerate(layers):
-            value = torch.bmm(values[-1], layer.weight.transpose(1, 2)).add_(layer.bias.unsqueeze(1))
+            value = layer.outputs(values[-1])
             if number < len(layers) - 1:
                 value = value.relu_() if self.chain.activation == "relu" else value.tanh_()
             values.append(value)
@@ -112,14 +165,14 @@ class StackedTrainer:
         return -torch.log_softmax(outputs, -1).gather(-1, goals.unsqueeze(-1)).squeeze(-1)
 
     def signals(
-        self, layers: Sequence[_Layer], values: Sequence[Tensor], signal: Tensor
+        self, layers: Sequence[Layer], values: Sequence[Tensor], signal: Tensor
     ) -> Iterator[tuple[int, Tensor]]:
         """The gradient by every layer's outputs, last layer first.
 
         A layer's weight is read before its gradient is given out, so the taker may change it at once.
         """
         for number in reversed(range(len(layers))):
-            below = torch.bmm(signal, layers[number].weight) if number else None
+            below = layers[number].below(signal) if number else None
             yield number, signal
             if below is not None:
                 inputs = values[number]
@@ -132,10 +185,15 @@ class _Plain:
 
     def __init__(self, trainer: StackedTrainer, start: Tensor, silos: int) -> None:
         self.trainer = trainer
-        views = trainer.layers(start.expand(silos, -1))
+        views = trainer.dense(start.expand(silos, -1))
         # Cloned: a stack of one silo is contiguous already, and stepping in place would train the caller's vector.
         kept = torch.contiguous_format
-        self.layers = [_Layer(v.weight.clone(memory_format=kept), v.bias.clone(memory_format=kept)) for v in views]
+        self.whole = [Dense(v.weight.clone(memory_format=kept), v.bias.clone(memory_format=kept)) for v in views]
+        self.layers = self.whole
+
+    def narrow(self, silos: int) -> None:
+        """From now on only the first silos step."""
+        self.layers = [Dense(each.weight[:silos], each.bias[:silos]) for each in self.whole]
 
     def step(self, values: Sequence[Tensor], signal: Tensor, count: Tensor | None) -> None:
         """Steps; padding has no gradient, so a silo without rows stays where it is."""
@@ -147,24 +205,29 @@ class _Plain:
 
     def vectors(self) -> Tensor:
         """The trained vectors, `(silos, N)`."""
-        return torch.cat([part.flatten(1) for layer in self.layers for part in (layer.weight, layer.bias)], dim=1)
+        return torch.cat([part.flatten(1) for layer in self.whole for part in (layer.weight, layer.bias)], dim=1)
 
 
-class _Corrected:
+class Corrected:
     """SGD on flat vectors, with momentum, weight decay and a strategy's correction of the gradient."""
 
     def __init__(self, trainer: StackedTrainer, start: Tensor, silos: int, correct: Correction | None) -> None:
         self.trainer, self.correct = trainer, correct
-        self.weights = start.expand(silos, -1).clone()
-        self.layers = trainer.layers(self.weights)
-        self.momentum = torch.zeros_like(self.weights) if trainer.train.momentum else None
+        self.whole = start.expand(silos, -1).clone()
+        self.past = torch.zeros_like(self.whole) if trainer.train.momentum else None
+        self.narrow(silos)
+
+    def narrow(self, silos: int) -> None:
+        """From now on only the first silos step."""
+        self.weights = self.whole[:silos]
+        self.momentum = None if self.past is None else self.past[:silos]
+        self.layers = self.trainer.layers(self.weights)
 
     def step(self, values: Sequence[Tensor], signal: Tensor, count: Tensor | None) -> None:
         """Steps; a silo without rows in this step stays where it is."""
         train, parts = self.trainer.train, {}
         for number, part in self.trainer.signals(self.layers, values, signal):
-            weight = torch.bmm(part.transpose(1, 2), values[number])
-            parts[number] = (weight.flatten(1), part.sum(1))
+            parts[number] = self.layers[number].slopes(values[number], part)
         gradient = torch.cat([piece for number in sorted(parts) for piece in parts[number]], dim=1)
         if train.weight_decay:
             gradient.add_(self.weights, alpha=train.weight_decay)
@@ -178,7 +241,7 @@ class _Corrected:
 
     def vectors(self) -> Tensor:
         """The trained vectors, `(silos, N)`."""
-        return self.weights
+        return self.whole
 
 
 def _shares(batch: int, count: Tensor | None) -> Tensor:

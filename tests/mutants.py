@@ -610,8 +610,8 @@ MUTANTS = (
     Mutant(
         "examples: empty batch without noise",
         "client/private.py",
-        "descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))",
-        "len(losses) and descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]), noise))",
+        "descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]).cpu(), noise))",
+        "len(losses) and descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]).cpu(), noise))",
     ),
     Mutant(
         "examples: bias left out of the norm",
@@ -640,7 +640,7 @@ MUTANTS = (
     Mutant(
         "examples: only sums of gradients are compared with autograd",
         "client/book_keeping.py",
-        "every = [torch.ones_like(losses), *torch.eye(len(losses), dtype=losses.dtype)[list(ends(len(losses)))]]",
+        "every = [torch.ones_like(losses), *one_row[list(ends(len(losses)))]]",
         "every = [torch.ones_like(losses)]",
     ),
     Mutant(
@@ -1414,6 +1414,24 @@ MUTANTS = (
         "order[DIGITS - 1 :].sort().values",
     ),
     Mutant(
+        "stacked: silos of uneven lengths come back in another order",
+        "client/stacked.py",
+        "return vectors[back]",
+        "return vectors",
+    ),
+    Mutant(
+        "stacked: a silo with steps left stops",
+        "client/stacked.py",
+        "active = int((count > 0).sum())",
+        "active = max(1, int((count > 0).sum()) - 1)",
+    ),
+    Mutant(
+        "stacked adapters: the signal passes the base alone",
+        "client/stacked_adapters.py",
+        "return self.base.below(signal).baddbmm_(low, self.into, alpha=self.scaling)",
+        "return self.base.below(signal)",
+    ),
+    Mutant(
         "wire: the length of an entropy code follows from the vector",
         "strategies/wire_entropy.py",
         'return whole.ljust(self.size(numbers, kept), b"\\0")',
@@ -1666,6 +1684,12 @@ MUTANTS = (
         "times = real.sum(1, keepdim=True)",
     ),
     Mutant(
+        "penalty: norms in single precision",
+        "client/private_stacked.py",
+        "values, slopes, pull = _wide(values, slopes, pull)",
+        "values = list(values)",
+    ),
+    Mutant(
         "penalty: hooks leave it out",
         "client/example_sums.py",
         "each = [own + part for own, part in zip(each, pull, strict=True)]",
@@ -1706,6 +1730,102 @@ MUTANTS = (
         "simulations/studies/mean_estimation.py",
         "return DEVIATION**2 / ROWS + (noise * CLIP / ROWS) ** 2",
         "return DEVIATION**2 / ROWS + (1.0965 * noise * CLIP / ROWS) ** 2",
+    ),
+    Mutant(
+        "tweets standardised",
+        "simulations/data/federation.py",
+        'if not source.features.is_floating_point() and config.standardize.name != "none":',
+        'if source.kind == "sequence" and config.standardize.name != "none":',
+    ),
+    Mutant(
+        "tweets keep their links",
+        "simulations/data/tweets.py",
+        '_LINK.sub(" ", html.unescape(raw)).split()',
+        "html.unescape(raw).split()",
+    ),
+    Mutant(
+        "tweets that give the word away",
+        "simulations/data/tweets.py",
+        "if _PART.search(masked) or (outlet",
+        "if (outlet",
+    ),
+    Mutant(
+        "transformer averages its padding",
+        "strategies/tasks/transformer.py",
+        "(tokens[:, 1:] != self.padding).long()",
+        "torch.ones_like(tokens[:, 1:])",
+    ),
+    Mutant(
+        "transformer reads pickles",
+        "strategies/pretrained.py",
+        "use_safetensors=True,  # Other",
+        "use_safetensors=None,  # Other",
+    ),
+    Mutant(
+        "transformer with a part at random",
+        "strategies/pretrained.py",
+        'if missing := sorted(name for name in _names(report["missing_keys"]) if not name.startswith(_UNUSED)):',
+        "if missing := sorted(name for name in _names([]) if not name.startswith(_UNUSED)):",
+    ),
+    Mutant(
+        "texts of another vocabulary",
+        "simulations/preparing.py",
+        "if known is not None and most >= known:",
+        "if known is not None and most > known:",
+    ),
+    Mutant(
+        "texts taken for numbers",
+        "simulations/preparing.py",
+        "if experiment.task.tokens == federation.train.rows.features.is_floating_point():",
+        "if experiment.task.tokens and federation.train.rows.features.is_floating_point():",
+    ),
+    Mutant(
+        "device keeps its first weights",
+        "client/private.py",
+        "if weights is not self.weights:",
+        "if weights is None:",
+    ),
+    Mutant(
+        "device without the targets",
+        "client/single.py",
+        "batch.targets.to(self.device)",
+        "batch.targets",
+    ),
+    Mutant(
+        "device lets a buffer change",
+        "client/example_sums.py",
+        "if self.twin.get_buffer(name) is not each or each._version != version:",
+        "if self.twin.get_buffer(name) is not each:",
+    ),
+    Mutant(
+        "device lets a buffer be saved",
+        "client/example_sums.py",
+        "return not saved and not buffer.is_floating_point()",
+        "return not buffer.is_floating_point()",
+    ),
+    Mutant(
+        "files with a typo among numbers",
+        "client/columns.py",
+        "if 0 < len(odd) <= max(1, TYPOS * len(held)) and",
+        "if 0 < len(odd) <= TYPOS * len(held) and",
+    ),
+    Mutant(
+        "files with amounts as classes",
+        "client/columns.py",
+        "if value is not None and value.is_finite() and value != value.to_integral_value():",
+        "if value is None:",
+    ),
+    Mutant(
+        "data of one's own dealt at random",
+        "strategies/experiment.py",
+        'PARTITIONS["iid" if self.silo is None else "column"]()',
+        'PARTITIONS["iid"]()',
+    ),
+    Mutant(
+        "data of one's own against its silos",
+        "strategies/rules.py",
+        "if data.silo is not None and not by_column and not data.named:",
+        "if data.silo is not None and by_column and not data.named:",
     ),
 )
 

@@ -145,6 +145,7 @@ def examples(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
                 {"rounds": mark, "lower": output.finite(bracket.lower), "upper": output.finite(bracket.upper)}
                 for mark, bracket in brackets
             ],
+            **({"queries_per_round": len(plan.queries)} if plan.queries else {}),
             **({"budget": list(plan.budgets), "rounds_within_budget": plan.lasts} if plan.budgets else {}),
         }
     }
@@ -276,10 +277,12 @@ def describe_examples(plan: dict[str, Any]) -> str:
     """The example-level part of a plan in words."""
     least, most = plan["noise_multiplier"]["least"], plan["noise_multiplier"]["most"]
     noise = output.short(least) if least == most else f"{output.short(least)} to {output.short(most)}, by silo"
+    queries = plan.get("queries_per_round")
+    asked = f"; {queries} noised {'answer' if queries == 1 else 'answers'} about all rows" if queries else ""
     pairs = [
         (
             "inside a silo",
-            f"{plan['steps_per_round']} noisy steps a round, {output.short(plan['batch'])} rows expected",
+            f"{plan['steps_per_round']} noisy steps a round, {output.short(plan['batch'])} rows expected{asked}",
         ),
         ("noise multiplier", noise),
         ("epsilon of", f"adding or removing one row of the worst silo, at delta {output.short(plan['delta'])}"),

@@ -1,4 +1,4 @@
-"""Backbones that confide trains itself, once per machine, into the user's cache: a few seconds or minutes.
+"""Backbones that confide trains itself, once per machine, into the user's cache, in seconds.
 
 Each has a data set beside it that it never saw, under a shift (a quarter turn), for adapters to learn. Rows, starts and
 orders come from fixed seeds and one thread, so a machine makes the same bytes again; another may round otherwise, which
@@ -53,7 +53,7 @@ def digits_upright() -> Path:
 
 @backbone("fashion_upright", about="cnn with channels [16, 32], hidden 64, trained on 30,000 upright garments")
 def fashion_upright() -> Path:
-    """The file of the convolutional network; a minute or two on a processor where it is missing."""
+    """The file of the convolutional network; a few seconds where it is missing."""
 
     def build(say: Callable[[str], None]) -> nn.Module:
         from simulations.data.sources import fashion_mnist

@@ -1,7 +1,7 @@
 """Tweets of the health desks of 16 news outlets, as a cloze test: which of twelve health words is masked.
 
 The data (UCI "Health News in Twitter", 2011 to 2015) comes without labels, and none are invented here: the label is a
-word that the outlet itself wrote. An outlet is a silo, and outlets differ in what they write about: a third of one's
+word that the outlet itself wrote. An outlet is a silo, and outlets differ in what they write about: half of one's
 rows ask for "ebola", another has none.
 """
 

@@ -107,7 +107,8 @@ def chunk(experiment: Experiment, built: Model) -> int:
     """Silos summed together: of the experiment and the model, never of the number of workers."""
     if experiment.engine.chunk is not None:
         return experiment.engine.chunk
-    if experiment.task.stack(built.shape) is None:
+    task, example = experiment.task, experiment.privacy.example
+    if task.stack(built.shape) is None and (task.stack_adapted(built.shape) is None or example is not None):
         return SINGLE_CHUNK
     least, most = STACKED_SILOS
     return min(max(STACKED_NUMBERS // built.start.numel(), least), most)

@@ -126,6 +126,10 @@ class Task(ABC):
         """The model as a chain of dense layers whose `losses` are the inherited ones, or None if it is not one."""
         return None
 
+    def stack_adapted(self, shape: Shape) -> Chain | None:
+        """The base as such a chain, where the model is that base with adapters that draw nothing; else None."""
+        return None
+
 
 def task(name: str) -> Callable[[Kind], Kind]:
     """Registers a frozen dataclass as the task that a config calls `name`.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from strategies import backbones
 from strategies.lora import adapt
 from strategies.schema import key
-from strategies.tasks.base import TASKS, Shape, Task, task
+from strategies.tasks.base import TASKS, Chain, Shape, Task, task
 
 
 def _bases() -> Mapping[str, type[Any]]:
@@ -78,6 +78,10 @@ class LoRA(Task):
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The base's."""
         return self.base.score(outputs, targets)
+
+    def stack_adapted(self, shape: Shape) -> Chain | None:
+        """The base's chain; None with dropout, whose draws belong to one silo at a time."""
+        return None if self.dropout else self.base.stack(shape)
 
     def _started(self, shape: Shape) -> tuple[nn.Module, str | None]:
         """The base, and why its head is not that of the weights, where it is not."""

@@ -128,8 +128,8 @@ def test_a_typo_among_numbers_is_refused_with_its_line(tmp_path: Path, typos: li
     wrong = sum(typo in ("4o", "5l") for typo in typos)
     with pytest.raises(DataError) as error:
         read_csv(write(tmp_path, ages(*typos, rows=rows)), target="ill")
-    end = f"line 2, column 'age': '4o' is not a number, and {held - wrong} of {held} cells here are; correct it, or drop the row"
-    assert str(error.value).endswith(end)
+    found = f"'4o' is not a number, and {held - wrong} of {held} cells here are; correct it, or drop the row"
+    assert str(error.value).endswith(f"line 2, column 'age': {found}")
 
 
 def test_a_column_of_categories_stays_one(tmp_path: Path) -> None:

@@ -203,10 +203,11 @@ def test_the_digits_experiment_is_that_of_its_specification() -> None:
     assert prepared.model.start.numel() == 15_882 == 16 * (64 + 256) + 16 * 512 + 2570
 
 
-def test_workers_find_backbones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_workers_find_backbones_and_train_alike(dropout: float, tmp_path: Path) -> None:
     found = []
     for engine in ({"kind": "local"}, {"kind": "pool", "workers": 2}):
-        config = load(find("flasc_digits"), ["rounds=2", f"engine={json.dumps(engine)}", "task.dropout=0.1"])
+        config = load(find("flasc_digits"), ["rounds=2", f"engine={json.dumps(engine)}", f"task.dropout={dropout}"])
         found.append(tensors(run(config, out=tmp_path / engine["kind"])))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-6)

@@ -84,7 +84,7 @@ def test_silos_that_the_file_names_are_the_partition() -> None:
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     (
         {"partition": "iid"},
-        "data.partition: found iid, but data.silo: hospital says whose row it is; use partition: column (or leave it out)",
+        "data.partition: found iid, but data.silo: hospital says whose row it is; use partition: column",
     ),
     ({"silos": 5}, "data.silos: found 5, but partition: column takes the silos of the data; remove it"),
     ({"path": None}, "data.path: missing, name: csv needs the file's path"),

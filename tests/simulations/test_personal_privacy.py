@@ -24,7 +24,9 @@ from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled
 from privacy.mechanism import ExactSum
 from privacy.steps import NoisySteps
 from simulations import ledgers
+from simulations.commands import plan as plan_command
 from simulations.example_privacy import plan
+from simulations.preparing import prepare
 from simulations.running import ActiveRun, run
 from strategies.base import Strategy
 from strategies.experiment import Engine, Experiment, Train
@@ -145,6 +147,14 @@ def test_queries_that_take_all_of_an_epsilon_are_refused(data: Path) -> None:
     example = {name: value for name, value in EXAMPLE.items() if name != "noise_multiplier"} | {"epsilon": 1.0}
     with pytest.raises(ConfigError, match=r"epsilon: 1 is less than the [\d.]+ that the strategy's queries cost alone"):
         plan(experiment(data, {"name": "ifca", "choice_epsilon": 2.0}, example), SILOS)
+
+
+def test_a_plan_says_what_is_asked_beside_steps(data: Path) -> None:
+    for case, words in (("ifca", "; 1 noised answer about all rows"), ("ditto", "6 noisy steps a round, 10 rows")):
+        config = experiment(data, CASES[case][0])
+        found = plan_command.examples(config, prepare(config))["example"]
+        assert found.get("queries_per_round") == (1 if case == "ifca" else None)
+        assert words in plan_command.describe_examples(found)
 
 
 def kept(folder: Path, name: str = "model") -> bytes:

@@ -11,6 +11,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from safetensors.torch import load_file  # noqa: E402
+
 from client.batches import plan  # noqa: E402
 from client.errors import DataError  # noqa: E402
 from client.single import SingleTrainer  # noqa: E402
@@ -94,6 +96,13 @@ def test_a_run_goes_on_with_its_own_frozen_weights_alone(bert: str, tmp_path: Pa
     saved(tmp_path / "bert", seed=1)
     with pytest.raises((StoreError, ValueError), match="frozen weights"):
         run(config, folder, resume=True)
+
+
+def test_a_worker_process_trains_the_same_model(bert: str, tmp_path: Path) -> None:
+    here = run(experiment(bert), tmp_path / "here")
+    there = run(experiment(bert, engine={"kind": "pool", "workers": 1, "device": "cpu"}), tmp_path / "there")
+    one, other = (load_file(outcome.folder / "model.safetensors") for outcome in (here, there))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_rows_of_a_text_are_trained_privately(bert: str, tmp_path: Path) -> None:
