@@ -94,8 +94,8 @@ def criteria(runs: Runs) -> list[Criterion]:
     early = [at_parameters(all_, parameters(part)[-1]) for all_, part in zip(runs["dense"], runs["flasc_10"])]
     unsent = "all that the server holds, less dense, accuracy"
     return [
-        _less("FLASC 1/4 less dense, accuracy", "flasc.1", found["flasc_4"], dense, -0.02),
-        _less("FLASC 1/10 less dense, accuracy", "flasc.2", few, dense, -0.03),
+        less("FLASC 1/4 less dense, accuracy", "flasc.1", found["flasc_4"], dense, -0.02),
+        less("FLASC 1/10 less dense, accuracy", "flasc.2", few, dense, -0.03),
         Criterion(
             name="FLASC 1/10, parameters over dense: distance from .1000",
             spec_id="flasc.3",
@@ -103,14 +103,15 @@ def criteria(runs: Runs) -> list[Criterion]:
             threshold=0.0005,
             relation="<=",
         ),
-        _less("FLASC 1/10 less fixed mask 1/10, accuracy", "flasc.4", few, fixed, 0.08),
-        _less("FLASC 1/10 less dense at as many parameters sent, accuracy", "flasc.5", few, early, 0.10),
-        replace(_less(f"FLASC 1/4, {unsent}", "flasc.1", whole(runs["flasc_4"]), dense, -0.02), kind="goal"),
-        replace(_less(f"FLASC 1/10, {unsent}", "flasc.2", whole(runs["flasc_10"]), dense, -0.03), kind="goal"),
+        less("FLASC 1/10 less fixed mask 1/10, accuracy", "flasc.4", few, fixed, 0.08),
+        less("FLASC 1/10 less dense at as many parameters sent, accuracy", "flasc.5", few, early, 0.10),
+        replace(less(f"FLASC 1/4, {unsent}", "flasc.1", whole(runs["flasc_4"]), dense, -0.02), kind="goal"),
+        replace(less(f"FLASC 1/10, {unsent}", "flasc.2", whole(runs["flasc_10"]), dense, -0.03), kind="goal"),
     ]
 
 
-def _less(name: str, spec_id: str, values: Sequence[float], others: Sequence[float], least: float) -> Criterion:
+def less(name: str, spec_id: str, values: Sequence[float], others: Sequence[float], least: float) -> Criterion:
+    """A claim about the mean of paired differences."""
     differences = [value - other for value, other in zip(values, others)]
     return Criterion(
         name=name, spec_id=spec_id, measured=mean(differences), threshold=least, spread=spread(differences)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from simulations.studies import flasc
+from simulations.studies import flasc, flasc_beyond
 from simulations.studies.cells import Cell
 from simulations.studies.flasc_shown import accuracies, at_parameters, curve, figures, ratios, rows, sheet, whole
+from strategies.experiment import digest
 
 
 def cell(accuracy: list[float | None], sent: int, *, sparse: float | None = None) -> Cell:
@@ -107,3 +109,19 @@ def test_every_method_is_an_experiment_with_the_same_server_optimizer() -> None:
         assert (server.name, server.learning_rate, server.beta2, server.eps) == ("adam", 0.005, 0.999, 1e-8)
         # alpha / rank is the same at every rank: 16 at rank 1 would diverge.
         assert made.task.alpha / made.task.rank == 1.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("part", [flasc_beyond.GARMENTS, flasc_beyond.TWEETS])
+def test_the_parts_beyond_digits_differ_by_their_messages_alone(part: flasc_beyond.Part) -> None:
+    methods = part.methods()
+    made = {name: flasc.experiment(part.config, name, 0, method.changes) for name, method in methods.items()}
+    assert [each.strategy.name for each in made.values()] == ["fedavg", "flasc", "flasc"]
+    servers = {each.strategy.server for each in made.values()}  # type: ignore[attr-defined]
+    assert len(servers) == 1
+    assert len({digest(replace(each, strategy=made["dense"].strategy)) for each in made.values()}) == 1
+
+
+def test_the_claims_beyond_digits_are_goals() -> None:
+    quarter, tenth = flasc_beyond.criteria("flasc_text", flasc.METHODS, runs())
+    assert (quarter.kind, quarter.measured, quarter.passed) == ("goal", pytest.approx(-0.01), True)
+    assert (tenth.kind, tenth.measured, tenth.threshold) == ("goal", pytest.approx(-0.02), -0.03)
