@@ -1827,6 +1827,60 @@ MUTANTS = (
         "if data.silo is not None and not by_column and not data.named:",
         "if data.silo is not None and by_column and not data.named:",
     ),
+    Mutant(
+        "study: a criterion without a number passes",
+        "simulations/studies/findings.py",
+        'return self.measured >= self.threshold if self.relation == ">=" else self.measured <= self.threshold',
+        'return not (self.measured < self.threshold if self.relation == ">=" else self.measured > self.threshold)',
+    ),
+    Mutant(
+        "study: one run that failed is passed over",
+        "simulations/studies/findings.py",
+        "return max(values) if values and not any(map(math.isnan, values)) else math.nan",
+        "return max(values) if values else math.nan",
+    ),
+    Mutant(
+        "study: a failing criterion is no failure",
+        "simulations/commands/study.py",
+        "return OK if findings.passed else FAILED",
+        "return OK",
+    ),
+    Mutant(
+        "study: cells of other code",
+        "simulations/studies/cells.py",
+        '"code": code(),',
+        '"code": "",',
+    ),
+    Mutant(
+        "study: test rows choose",
+        "simulations/studies/mr_mtl_shown.py",
+        "return min(pairs, key=lambda pair: pair[0])",
+        "return min(pairs, key=lambda pair: pair[1])",
+    ),
+    Mutant(
+        "study: an end of the path wins",
+        "simulations/studies/mr_mtl_shown.py",
+        "if not 0 < self.best(data, epsilon) < len(self.lambdas) - 1:",
+        "if not 0 <= self.best(data, epsilon) <= len(self.lambdas) - 1:",
+    ),
+    Mutant(
+        "study: dense LoRA may send more",
+        "simulations/studies/flasc_shown.py",
+        "if sent[index] <= most]",
+        "if sent[index] <= 2 * most]",
+    ),
+    Mutant(
+        "another scale of targets is other data",
+        "simulations/data/federation.py",
+        "fingerprint=identity,",
+        "fingerprint=fingerprint(source, official),",
+    ),
+    Mutant(
+        "predictions in the units of the scale",
+        "simulations/prediction.py",
+        "outputs.squeeze(-1) if units is None else outputs.squeeze(-1) * units.std + units.mean",
+        "outputs.squeeze(-1)",
+    ),
 )
 
 

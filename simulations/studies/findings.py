@@ -131,6 +131,15 @@ def mean(values: Sequence[float | None]) -> float:
     return statistics.fmean(numbers) if numbers else math.nan
 
 
+def largest(values: Sequence[float]) -> float:
+    """The largest; NaN where there is no value or one of them is NaN, which `max` may pass over.
+
+    >>> largest([1.0, 2.0]), largest([1.0, math.nan]), max(1.0, math.nan)
+    (2.0, nan, 1.0)
+    """
+    return max(values) if values and not any(map(math.isnan, values)) else math.nan
+
+
 def spread(values: Sequence[float | None]) -> float | None:
     """The standard deviation; None for fewer than two values, NaN where one is missing or not finite.
 

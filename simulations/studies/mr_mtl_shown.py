@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from simulations.report.plots import Axis, Curve, plot
-from simulations.studies.findings import Criterion, Figure, Sheet, mean, spread, told
+from simulations.studies.findings import Criterion, Figure, Sheet, largest, mean, spread, told
 
 Errors = tuple[float, float]
 """Mean squared error on validation and on test rows."""
@@ -112,7 +111,7 @@ def claims(grid: Grid, data: str) -> list[Criterion]:
             name=f"{data}: MR-MTL less the better end, less one standard error, worst epsilon",
             spec_id="mr_mtl.goal.1",
             kind="goal",
-            measured=max(excess(grid, data, epsilon) for epsilon in grid.private),
+            measured=largest([excess(grid, data, epsilon) for epsilon in grid.private]),
             threshold=0.0,
             relation="<=",
         ),
@@ -160,7 +159,8 @@ def _paired(values: Sequence[float], others: Sequence[float]) -> list[float]:
 
 
 def _standard_error(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    deviation = spread(values)
+    return math.nan if deviation is None else deviation / math.sqrt(len(values))
 
 
 def sheets(grid: Grid, about: Mapping[str, str]) -> list[Sheet]:

@@ -15,6 +15,7 @@ MODULES = (
     "alarm",
     "canary_cost",
     "flasc",
+    "flasc_beyond",
     "iterates",
     "mean_estimation",
     "mr_mtl",
