@@ -1887,6 +1887,18 @@ MUTANTS = (
         "outputs.squeeze(-1) if units is None else outputs.squeeze(-1) * units.std + units.mean",
         "outputs.squeeze(-1)",
     ),
+    Mutant(
+        "personalised: a precise silo counts as much as any",
+        "strategies/mr_mtl.py",
+        "weight = 1.0 / (silo.step_noise.square() + self.apart).unsqueeze(-1)",
+        "weight = 1.0 / (0 * silo.step_noise + 1.0).unsqueeze(-1)",
+    ),
+    Mutant(
+        "personalised: weights of those who arrived",
+        "strategies/mr_mtl.py",
+        'torch.maximum(state["weight"], release.sum("weight"))',
+        'release.sum("weight")',
+    ),
 )
 
 
