@@ -44,7 +44,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "seed": experiment.seed,
         "engine": experiment.engine.kind,
         "metrics": _metrics(active, state, predictor),
-        "privacy": _privacy(active, predictor, rows),
+        "privacy": _privacy(active, experiment.strategy.audited(state), rows),
         "updates": _updates(rows),
         "communication": _communication(rows, predictor.numel()),
         "model": _model(active, predictor),
@@ -79,7 +79,7 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
     return measured | served
 
 
-def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _privacy(active: ActiveRun, audited: Tensor, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     plan, silo = active.plan, active.experiment.privacy.silo
     found: dict[str, Any] = {"silo": None, "local": None, "example": None, **_cumulative(active)}
     if plan.local is not None:
@@ -87,7 +87,7 @@ def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, A
     if plan.example is not None and active.silo_ledger is not None:
         found["example"] = example_privacy.claimed(plan.example, active.silo_ledger)
     if silo is None:
-        return found | auditing.audit(active, predictor, None)
+        return found | auditing.audit(active, audited, None)
     spent = final_epsilon(active.training, active.ledger)
     claimed = {
         "epsilon_lower": _number(spent.lower),
@@ -101,7 +101,7 @@ def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, A
         "charged_rounds": active.ledger.charges("silo"),
         "epsilon_planned": _planned(active, len(rows), spent.upper),
     }
-    return found | {"silo": claimed} | auditing.audit(active, predictor, claimed)
+    return found | {"silo": claimed} | auditing.audit(active, audited, claimed)
 
 
 def _planned(active: ActiveRun, rounds: int, spent: float) -> float | None:

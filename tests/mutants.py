@@ -1308,8 +1308,14 @@ MUTANTS = (
     Mutant(
         "flasc: pruned for good",
         "strategies/flasc.py",
-        'return step(self.server, state, release.mean("delta"))',
-        'return step(self.server, {**state, "model": self.instruct(state, 1)["model"]}, release.mean("delta"))',
+        "return {**step(self.server, state, ",
+        'return {**step(self.server, {**state, "model": self.predictor(state)}, ',
+    ),
+    Mutant(
+        "flasc: canaries are looked for in what travels",
+        "strategies/flasc.py",
+        'today may travel tomorrow."""\n        return state["model"]',
+        'today may travel tomorrow."""\n        return self.predictor(state)',
     ),
     Mutant(
         "flasc: the smallest numbers travel",
