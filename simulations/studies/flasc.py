@@ -28,7 +28,7 @@ from simulations.studies.registry import Ask, study
 from strategies.experiment import Experiment
 from strategies.loading import load
 
-COLUMNS = ("accuracy", "variants", "bytes_up", "bytes_down", "parameters_up", "parameters_down")
+COLUMNS = ("accuracy", "bytes_up", "bytes_down", "parameters_up", "parameters_down")
 
 
 def strategy(keys: str) -> str:

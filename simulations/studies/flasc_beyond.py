@@ -28,6 +28,7 @@ class Part:
         carriers: what must be fetched.
         server: of the strategy's section, the same for all methods; empty for the plain mean.
         rounds: of the whole study, and of the quick one.
+        rows: most rows of the quick one.
         about: in figures.
     """
 
@@ -35,6 +36,7 @@ class Part:
     carriers: tuple[str, ...]
     server: str
     rounds: tuple[int, int]
+    rows: int
     about: str
 
     def methods(self) -> dict[str, Method]:
@@ -52,9 +54,10 @@ GARMENTS = Part(
     ("fashion_mnist",),
     "{name: adam, learning_rate: 0.01, beta2: 0.999, eps: 1.0e-8}",
     (100, 20),
+    10_000,
     "turned garments, 100 silos",
 )
-TWEETS = Part("flasc_tweets", ("healthtweets", "minilm"), "", (30, 5), "health tweets, 16 outlets")
+TWEETS = Part("flasc_tweets", ("healthtweets", "minilm"), "", (30, 2), 1_500, "health tweets, 16 outlets")
 
 
 @study(
@@ -83,10 +86,12 @@ def compared(ask: Ask, part: Part, name: str) -> Findings:
     for carrier in part.carriers:
         ask.say(f"data: {carriers.fetch(carrier)}")
     methods, rounds = part.methods(), part.rounds[ask.quick]
+    changes = [f"rounds={rounds}"]
     if ask.quick:
         methods = {key: methods[key] for key in ("dense", "flasc_4")}
-    runs = trained(ask, part.config, methods, [f"rounds={rounds}"])
-    left = [f"rounds: {rounds} of {part.rounds[0]}", "methods: FLASC 1/10"]
+        changes += [f"data.limit={part.rows}", f"metrics.every={min(5, rounds)}"]
+    runs = trained(ask, part.config, methods, changes)
+    left = [f"rounds: {rounds} of {part.rounds[0]}", f"rows: all but {part.rows:,}", "methods: FLASC 1/10"]
     return Findings(
         criteria=criteria(name, methods, runs),
         sheets=[sheet(methods, runs)],

@@ -48,13 +48,8 @@ def whole(cells: Sequence[Cell]) -> list[float]:
 
 def curve(cell: Cell) -> list[tuple[int, float]]:
     """(index of the round, accuracy of the model that silos are sent) of the rounds that were measured."""
-    served = []
-    for index, value in enumerate(cell.rounds.get("accuracy", ())):
-        variants = cell.rounds["variants"][index]
-        value = variants["sparse"]["accuracy"] if "sparse" in (variants or {}) else value
-        if value is not None:
-            served.append((index, float(value)))
-    return served
+    values = cell.rounds.get("accuracy", ())
+    return [(index, float(value)) for index, value in enumerate(values) if value is not None]
 
 
 def cumulative(cell: Cell, *names: str) -> list[float]:

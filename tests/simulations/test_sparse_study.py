@@ -14,16 +14,12 @@ from simulations.studies.flasc_shown import accuracies, at_parameters, curve, fi
 from strategies.experiment import digest
 
 
-def cell(accuracy: list[float | None], sent: int, *, sparse: float | None = None) -> Cell:
-    """A run that sends as much in every round, half of it up; `sparse`: accuracy of the model as it is sent."""
-    variants = [{} if sparse is None else {"sparse": {"accuracy": sparse, "loss": 1.0}}] * len(accuracy)
-    if sparse is not None:
-        variants = [each if value is not None else None for each, value in zip(variants, accuracy)]  # type: ignore[misc]
-    half = [sent / 2] * len(accuracy)
-    rounds: dict[str, Any] = {"accuracy": accuracy, "variants": variants}
-    rounds |= dict.fromkeys(("bytes_up", "bytes_down", "parameters_up", "parameters_down"), half)
-    metrics = {"accuracy": accuracy[-1], "variants": variants[-1]}
-    return Cell({"metrics": metrics, "communication": {}}, rounds)
+def cell(accuracy: list[float | None], sent: int, *, held: float | None = None) -> Cell:
+    """A run that sends as much in every round, half of it up; `held`: accuracy of all that the server holds."""
+    rounds: dict[str, Any] = {"accuracy": accuracy}
+    rounds |= dict.fromkeys(("bytes_up", "bytes_down", "parameters_up", "parameters_down"), [sent / 2] * len(accuracy))
+    variants = {} if held is None else {"dense": {"accuracy": held, "loss": 1.0}}
+    return Cell({"metrics": {"accuracy": accuracy[-1], "variants": variants}, "communication": {}}, rounds)
 
 
 FAILED = Cell(failed="round 1: the model is no longer finite")
@@ -32,19 +28,19 @@ FAILED = Cell(failed="round 1: the model is no longer finite")
 def runs(**changes: Any) -> dict[str, list[Cell]]:
     found = {
         "dense": [cell([0.2, 0.3, 0.9, 0.95], 100), cell([0.2, 0.4, 0.9, 0.93], 100)],
-        "flasc_4": [cell([0.1, 0.1, 0.1, 0.2], 25, sparse=0.94), cell([0.1, 0.1, 0.1, 0.2], 25, sparse=0.92)],
-        "flasc_10": [cell([0.1, 0.1, 0.1, 0.2], 10, sparse=0.93), cell([0.1, 0.1, 0.1, 0.2], 10, sparse=0.91)],
+        "flasc_4": [cell([0.1, 0.1, 0.1, 0.94], 25, held=0.2), cell([0.1, 0.1, 0.1, 0.92], 25, held=0.2)],
+        "flasc_10": [cell([0.1, 0.1, 0.1, 0.93], 10, held=0.2), cell([0.1, 0.1, 0.1, 0.91], 10, held=0.2)],
         "fixed_10": [cell([0.1, 0.2, 0.3, 0.8], 10), cell([0.1, 0.2, 0.3, 0.8], 10)],
     }
     return found | changes
 
 
 def test_a_model_is_measured_as_silos_are_sent_it() -> None:
-    sparse = cell([None, 0.1, None, 0.2], 10, sparse=0.9)
-    assert curve(sparse) == [(1, 0.9), (3, 0.9)]
-    assert curve(cell([None, 0.1, None, 0.2], 10)) == [(1, 0.1), (3, 0.2)]
+    sparse = cell([None, 0.1, None, 0.9], 10, held=0.2)
+    assert curve(sparse) == [(1, 0.1), (3, 0.9)]
     assert accuracies([sparse]) == [0.9]
     assert whole([sparse]) == [0.2]
+    assert whole([cell([0.8], 10)]) == [0.8]  # What is served is all that there is.
     assert math.isnan(accuracies([FAILED])[0])
     assert math.isnan(whole([FAILED])[0])
 
@@ -72,7 +68,7 @@ def test_the_claims_are_paired_differences() -> None:
     assert math.isnan(early.measured or 0.0)
     assert [each.passed for each in found] == [True, True, True, True, False, False, False]
     assert [each.kind for each in unsent] == ["goal", "goal"]
-    more = runs(flasc_10=[cell([0.1] * 4, 50, sparse=0.93), cell([0.1] * 4, 50, sparse=0.91)])
+    more = runs(flasc_10=[cell([0.1, 0.1, 0.1, 0.93], 50), cell([0.1, 0.1, 0.1, 0.91], 50)])
     assert flasc.criteria(more)[4].measured == pytest.approx(0.57)  # .93 - .3 and .91 - .4, at 200 sent.
     assert not flasc.criteria(more)[2].passed  # Half of dense is no tenth.
 

@@ -22,6 +22,8 @@ from simulations.studies.findings import Criterion, Figure, Findings, Sheet, mea
 from simulations.studies.registry import STUDIES, Ask, study
 from strategies.experiment import Experiment
 from strategies.loading import parse
+from strategies.schema import ConfigError
+from strategies.tasks.dense import Linear
 
 NAN = float("nan")
 PICTURE = plot("p", "A line", told="two points", curves=[Curve("a", [(1, 2), (2, 3)])], x=Axis("x"), y=Axis("y"))
@@ -226,6 +228,14 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     one = Cells(tmp_path / "one").run(wanted)
     two = Cells(tmp_path / "two", workers=2).run(wanted)
     assert [cell.result["model"]["sha256"] for cell in one] == [cell.result["model"]["sha256"] for cell in two]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cell_that_cannot_run_is_one_line_from_a_worker_too(tmp_path: Path, workers: int) -> None:
+    wrong = [replace(small(seed), task=Linear()) for seed in (0, 1)]
+    with pytest.raises(ConfigError) as error:
+        Cells(tmp_path, workers=workers).run(wrong)
+    assert str(error.value) == "task: linear is for regression, but the data is classification"
 
 
 LONG = """
