@@ -155,7 +155,7 @@ def test_the_digits_backbone_is_made_once_and_alike(own_cache: Path, capsys: pyt
     path = backbones.digits_upright()
     said = capsys.readouterr()
     assert said.out == ""  # Results may be going there.
-    assert said.err.startswith("backbone digits_upright: making it once, 400 rows x 30 epochs\n")
+    assert said.err.startswith("backbone digits_upright: making it once, 400 rows x 60 epochs\n")
     first = path.read_bytes()
     assert backbones.digits_upright() == path
     assert capsys.readouterr().err == ""
@@ -232,7 +232,8 @@ def test_garments_a_step_of_adapters_on_convolutions(tmp_path: Path) -> None:
         locate("fashion_mnist")
     except DataError as error:
         pytest.skip(str(error))
-    config = load(find("flasc_fashion"), ["rounds=1", "data.limit=400", "data.silos=10"])
+    whole = [f"strategy.density_{way}=1" for way in ("down", "up")]
+    config = load(find("flasc_fashion"), ["rounds=1", "data.limit=400", "data.silos=10", *whole])
     prepared = prepare(config)
     # By hand, rank 8: 8 (1 x 9 + 16), 8 (16 x 9 + 32), 8 (1568 + 64), and the head's 64 x 10 + 10.
     assert prepared.model.start.numel() == 8 * 25 + 8 * 176 + 8 * 1632 + 650 == 15_314
@@ -247,4 +248,4 @@ def test_garments_a_step_of_adapters_on_convolutions(tmp_path: Path) -> None:
     with torch.no_grad():
         right = (module(official.features[:2000]).argmax(1) == official.targets[:2000]).float().mean()
     assert float(right) > 0.8  # Measured: .88 of all 10,000.
-    assert (cache() / "backbones" / "fashion_upright-1.safetensors").is_file()
+    assert (cache() / "backbones" / f"fashion_upright-{backbones.VERSION}.safetensors").is_file()
