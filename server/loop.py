@@ -215,7 +215,7 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
             entries = _reserve(training, ledger, event, round_, cohort)
         phases.done("reserve")
         training, state, row = _train(training, link, state, round_, cohort, phases)
-        row["epsilon"] = odometer.after(charges)
+        row |= finite({"epsilon": odometer.after(charges)})
         phases.done("account")
         row |= _evaluate(training, state, round_, phases)
         state = _commit(training, link, store, ledger, state, entries, row, phases)

@@ -79,6 +79,6 @@ def counts(
     return row
 
 
-def finite(measured: Mapping[str, float]) -> dict[str, float | None]:
+def finite(measured: Mapping[str, float | None]) -> dict[str, float | None]:
     """A finite model may still have an infinite loss, and JSON has no infinity: None stands for it."""
-    return {name: value if math.isfinite(value) else None for name, value in measured.items()}
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in measured.items()}

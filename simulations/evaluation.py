@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from simulations.running import ActiveRun
 
 
-def served(active: ActiveRun, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def served(active: ActiveRun, state: Mapping[str, Tensor], rounds: int) -> dict[str, Any]:
     """What the silos' own rows say of a run, where private numbers may be shown.
 
     Args:
         active: the run.
         state: of its strategy, after the last round.
+        rounds: that were committed; fewer than planned where the run was stopped.
 
     Returns:
         `test`, `validation` where such rows were held out, and `new_silo` for a strategy with personal models: what
@@ -32,7 +33,7 @@ def served(active: ActiveRun, state: Mapping[str, Tensor]) -> dict[str, Any]:
     if not active.records:
         return {}
     strategy, metric = active.experiment.strategy, active.model.shape.metric
-    asked = partial(evaluate, active.link, strategy, state, active.experiment.rounds + 1)
+    asked = partial(evaluate, active.link, strategy, state, rounds + 1)
     found = {"test": asked(), "validation": asked(split="validation")}
     if strategy.personal(1):
         found["new_silo"] = asked(fresh=True)

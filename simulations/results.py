@@ -43,7 +43,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "rounds": len(rows),
         "seed": experiment.seed,
         "engine": experiment.engine.kind,
-        "metrics": _metrics(active, state, predictor),
+        "metrics": _metrics(active, state, predictor, len(rows)),
         "privacy": _privacy(active, experiment.strategy.audited(state), rows),
         "updates": _updates(rows),
         "communication": _communication(rows, predictor.numel()),
@@ -64,14 +64,14 @@ def finish(active: ActiveRun) -> dict[str, Any]:
     return result
 
 
-def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) -> dict[str, Any]:
+def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor, rounds: int) -> dict[str, Any]:
     """Loss and score on the public test set, and the spread over silos where private numbers may be shown."""
     measured: dict[str, Any] = {active.model.shape.metric: None, "loss": None, "per_silo": None}
     if active.training.evaluate is not None:
         measured |= finite(active.training.evaluate(predictor))
-        variants = active.experiment.strategy.variants(state, active.experiment.rounds)
+        variants = active.experiment.strategy.variants(state, rounds)
         measured["variants"] = {name: finite(active.training.evaluate(each)) for name, each in variants.items()}
-    served = evaluation.served(active, state)
+    served = evaluation.served(active, state, rounds)
     if "test" in served:
         measured["per_silo"] = served["test"]["per_silo"]
         if active.training.evaluate is None:

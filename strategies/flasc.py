@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from strategies.optimizers import OPTIMIZERS, SGD, Optimizer, step
 from strategies.registry import strategy
 from strategies.schema import key
 from strategies.sparse import largest, portion
+from strategies.suits import told_by_length
+
+if TYPE_CHECKING:
+    from strategies.experiment import Experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,10 @@ class FLASC(Strategy):
             found = f"found tier {max(self.tier_of)}, but there are {len(self.tiers)}, numbered from 0"
             return [f"strategy.tier_of: {found}; list them in tiers"]
         return []
+
+    def misfits(self, experiment: Experiment, silos: int) -> list[str]:
+        """Cohorts that lengths of messages would give away."""
+        return told_by_length(experiment, len(self.tiers))
 
     def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         """The initial model, whole."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ from strategies.base import Instruction, Silo, State, Strategy, Update
 from strategies.layout import Layout
 from strategies.registry import strategy
 from strategies.schema import key
+from strategies.suits import least_clip
+
+if TYPE_CHECKING:
+    from strategies.experiment import Experiment
 
 CHOICE = "choice"
 
@@ -46,6 +51,18 @@ class IFCA(Strategy):
         return {
             CHOICE: NoisyQuery.costing(self.choice_epsilon, size=self.clusters, clip_norm=self.choice_clip),
         }
+
+    def problems(self, *, private: bool) -> list[str]:
+        """A choice that no noise is large enough for."""
+        try:
+            NoisyQuery.costing(self.choice_epsilon, size=self.clusters, clip_norm=self.choice_clip)
+        except ValueError as error:
+            return [f"strategy.choice_epsilon: {error}; raise it"]
+        return []
+
+    def misfits(self, experiment: Experiment, silos: int) -> list[str]:
+        """Votes that a clip would cut: what is divided by their sum would be too large."""
+        return least_clip(experiment, "chosen", 1.0)
 
     def channels(self, size: int) -> Mapping[str, int]:
         """The changes of all models, of which a silo sends one, and who chose which."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,9 +20,13 @@ from strategies.layout import Layout
 from strategies.optimizers import OPTIMIZERS, SGD, Optimizer, step
 from strategies.registry import strategy
 from strategies.schema import key
+from strategies.suits import told_by_length
 
 RANK_AXIS = {"lora_A": 0, "lora_B": 1}
 """Which axis of a parameter is the rank: A is (rank, in, ...), B is (out, rank, ...)."""
+
+if TYPE_CHECKING:
+    from strategies.experiment import Experiment
 
 
 @strategy("rank_tiers")
@@ -41,6 +46,10 @@ class RankTiers(Strategy):
             found = f"found tier {max(self.tier_of)}, but there are {len(self.ranks)}, numbered from 0"
             return [f"strategy.tier_of: {found}; list them in ranks"]
         return []
+
+    def misfits(self, experiment: Experiment, silos: int) -> list[str]:
+        """Cohorts that lengths of messages would give away."""
+        return told_by_length(experiment, len(self.ranks))
 
     def tier(self, silo: int) -> int:
         """As listed, else silos take turns; a silo beyond the list is in the first tier."""

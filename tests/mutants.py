@@ -1899,6 +1899,24 @@ MUTANTS = (
         'torch.maximum(state["weight"], release.sum("weight"))',
         'release.sum("weight")',
     ),
+    Mutant(
+        "stopped: served as after all planned rounds",
+        "simulations/evaluation.py",
+        "state, rounds + 1)",
+        "state, active.experiment.rounds + 1)",
+    ),
+    Mutant(
+        "personalised: lengths tell a secret cohort",
+        "strategies/suits.py",
+        "if tiers < 2 or not secret:",
+        "if True:",
+    ),
+    Mutant(
+        "personalised: a clip cuts votes",
+        "strategies/suits.py",
+        "if not (isinstance(norm, int | float) and norm >= least)",
+        "if False",
+    ),
 )
 
 

@@ -95,7 +95,7 @@ def privacy(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     compared = choices(plan)
     found = {
         "noise_multiplier": plan.noise_multiplier,
-        "noise_follows_from_epsilon": silo.epsilon,
+        "noise_follows_from_epsilon": None if experiment.strategy.reveals else silo.epsilon,
         **channels.described(plan.mechanisms, last={}),
         "mechanism": silo.mechanism,
         # The noise of one round says little where rounds are correlated: see the comparison.

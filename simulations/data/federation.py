@@ -154,8 +154,8 @@ def build(config: Data, *, seed: int, table: Table | None = None) -> Federation:
     rows = Examples(source.features, source.targets, source.groups)
     raw = Shards.gather(rows, train)
     for option, held in (("validation", validation), ("test", test)):
-        if held is not None and (empty := sum(len(part) == 0 for part in held)):
-            notes.append(f"{empty} silos are too small for a {option} row")
+        if held is not None:  # Whether there are such silos, and how many, follows from private numbers of rows.
+            notes.append(f"a silo that is too small for a {option} row has none")
     if config.standardize.note is not None:
         notes.append(config.standardize.note)
 

@@ -101,6 +101,11 @@ def _fits(sweep: Sweep, base: Experiment, *, public: bool, kind: str) -> None:
         problems.append("--on public: there are no public rows (data.public_test: 0); add some, or choose --on silos")
     if spec.on == "silos" and spec.select != "accuracy":
         problems.append(f"--select {spec.select}: only accuracy has a bound, which the noise of --on silos needs")
+    if spec.on == "silos" and base.strategy.personal(1):
+        problems.append(
+            f"--on silos: scores the server's model, but {base.strategy.name} serves each silo its own; "
+            "choose --on public, or another strategy"
+        )
     if spec.on == "silos" and not base.data.validation:
         problems.append("--on silos: the silos hold no rows to choose with; set data.validation above 0")
     if (spec.score_noise is not None) != (spec.on == "silos"):

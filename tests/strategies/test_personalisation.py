@@ -19,6 +19,7 @@ from strategies.fedavg import FedAvg
 from strategies.finetune import FineTune
 from strategies.ifca import IFCA
 from strategies.layout import Layout
+from strategies.loading import parse
 from strategies.local import Local
 from strategies.mocha import Mocha
 from strategies.mr_mtl import MRMTL
@@ -355,3 +356,38 @@ def test_the_pull_is_outside_of_the_clip_unless_asked_for(proximal: Any, inside:
     World(MRMTL(lam=(0.5,), proximal=proximal)).rounds(2)
     assert seen == [(not inside, inside)] * 2
     assert MRMTL().proximal == "outside"
+
+
+VOTES = {"privacy": {"silo": {"clip_norm": 0.5, "noise_multiplier": 1.0, "delta": 1e-3}}, "cohort": {"sampling": "all"}}
+
+
+def fitted(strategy: dict[str, Any], **sections: Any) -> list[str]:
+    content = {"rounds": 30, "task": "logistic", "data": {"name": "digits", "silos": 12}, "strategy": strategy}
+    experiment = parse(content | VOTES | sections)
+    return experiment.strategy.misfits(experiment, 12)
+
+
+def test_a_clip_that_cuts_votes_is_refused() -> None:
+    assert "channel 'chosen' sends vectors of norm 1" in fitted({"name": "ifca"})[0]
+    own = {"silo": VOTES["privacy"]["silo"] | {"channels": [{"name": "chosen", "clip_norm": 1.0}]}}  # type: ignore[dict-item]
+    assert not fitted({"name": "ifca"}, privacy=own)
+    assert not fitted({"name": "ifca"}, privacy={})
+    assert "auto needs sums" in " ".join(fitted({"name": "mr_mtl", "lam": "auto"}, train={"steps": 1}))
+
+
+def test_a_choice_too_dear_for_any_noise_is_a_line() -> None:
+    assert "strategy.choice_epsilon" in IFCA(choice_epsilon=1e-300).problems(private=True)[0]
+    assert not IFCA().problems(private=True)
+
+
+@pytest.mark.parametrize(
+    "strategy", [{"name": "flasc", "tiers": [{"down": 1, "up": 0.1}, {"down": 1, "up": 1}]}, {"name": "rank_tiers"}]
+)
+def test_lengths_of_messages_must_not_tell_a_secret_cohort(strategy: dict[str, Any]) -> None:
+    """Sums of distinct lengths name who sent them: 332 + 10 + 2 numbers are of those three."""
+    poisson = {"cohort": {"sampling": "poisson", "rate": 0.5}}
+    secret = {"privacy": VOTES["privacy"] | {"noise": "system"}}
+    assert "who is in a cohort" in fitted(strategy, **poisson, **secret)[0]
+    assert not fitted(strategy, **poisson)
+    assert not fitted(strategy, **secret)
+    assert not fitted({"name": "flasc"}, **poisson, **secret)
