@@ -31,6 +31,7 @@ from simulations.running import ActiveRun, run
 from strategies.base import Strategy
 from strategies.experiment import Engine, Experiment, Train
 from strategies.ifca import IFCA
+from strategies.layout import Layout
 from strategies.loading import parse
 from strategies.mr_mtl import MRMTL
 from strategies.schema import ConfigError
@@ -154,7 +155,7 @@ def test_a_plan_says_what_is_asked_beside_steps(data: Path) -> None:
         config = experiment(data, CASES[case][0])
         found = plan_command.examples(config, prepare(config))["example"]
         assert found.get("queries_per_round") == (1 if case == "ifca" else None)
-        assert words in plan_command.describe_examples(found)
+        assert words in " ".join(plan_command.describe_examples(found).split())  # However wide the terminal is.
 
 
 def kept(folder: Path, name: str = "model") -> bytes:
@@ -278,8 +279,8 @@ def hosted(strategy: Strategy, folder: Path, *, without: bool = False, private: 
 def updates(strategy: Strategy, folder: Path, *, without: bool) -> list[dict[str, Tensor]]:
     """What each silo sends in round 1, by itself."""
     host = hosted(strategy, folder, without=without)
-    start = initial(Logistic(), SHAPE, seed=1)[1]
-    asked = strategy.instruct(strategy.init(start, torch.Generator().manual_seed(3)), 1)
+    module, start = initial(Logistic(), SHAPE, seed=1)
+    asked = strategy.instruct(strategy.init(start, torch.Generator().manual_seed(3), Layout.of(module)), 1)
     bounds = dict.fromkeys(strategy.channels(start.numel()), ExactSum())
     return [dict(host.contribute(asked, [silo], bounds, chunk=0).sums) for silo in range(3)]
 
