@@ -14,7 +14,7 @@ from simulations.commands import output, summary
 from simulations.commands.doctor import satisfies
 from simulations.commands.interrupt import SIGNALS, Interrupt
 from simulations.commands.progress import LINES, Lines
-from simulations.commands.run import _seeds
+from simulations.commands.shared import seeds_of
 from strategies.schema import ConfigError
 
 epsilons = st.floats(min_value=1e-6, max_value=1e6)
@@ -74,13 +74,13 @@ def test_progress_has_the_first_the_last_and_about_fifteen_lines(rounds, done, c
     ("text", "seeds"), [("0..4", [0, 1, 2, 3, 4]), ("3..3", [3]), ("0,3,7", [0, 3, 7]), ("5", [5])]
 )
 def test_seeds(text, seeds):
-    assert _seeds(text) == seeds
+    assert seeds_of(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "..", "1..", "a", "1,,2", "-1", "2..1", "0..9999999999", "1 2", "1.5"])
 def test_seeds_that_are_none(text):
     with pytest.raises(ConfigError, match="--seeds"):
-        _seeds(text)
+        seeds_of(text)
 
 
 def result(accuracy, epsilon):
