@@ -91,10 +91,6 @@ class MRMTL(Strategy):
             found.append("strategy.lam: auto goes by the noise of privacy.example, which is missing; give a number")
         if not self.warmup < experiment.rounds or self.warmup % 2:
             found.append(f"strategy.warmup: must be even and < rounds = {experiment.rounds}, got {self.warmup}")
-        if experiment.privacy.silo is not None:
-            found.append(
-                "strategy.lam: auto needs sums that no clip of whole silos cuts; remove privacy.silo, or give one"
-            )
         if silos < 2 or experiment.cohort.sampling != "all":
             found.append(
                 "strategy.lam: auto compares silos after equal steps; use cohort.sampling: all, or give a number"
