@@ -30,7 +30,7 @@ from strategies.base import Correction, Evaluation, Instruction, Penalty, Rows, 
 from strategies.experiment import Train
 from strategies.layout import Layout
 from strategies.tasks import Shape, Task, evaluate
-from strategies.traffic import message, require_kept
+from strategies.traffic import crowded, message, require_kept
 
 
 class SiloHost:
@@ -124,7 +124,9 @@ class SiloHost:
         instruction = self.rounding.received(instruction)
         for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
             session = Session(self, group, instruction.round, record=record, training=True)
-            yield Trained(group, session, self.strategy.local(session, instruction))
+            update = self.strategy.local(session, instruction)
+            require_kept(update.channels, self._kept(instruction))
+            yield Trained(group, session, update, instruction.round)
 
     def collect(
         self,
@@ -135,8 +137,8 @@ class SiloHost:
         chunk: int,
     ) -> Partial:
         """Checks, protects, clips and sums updates: the way that all of them leave their silos."""
-        out = Contributions(mechanisms, self.channel_sizes, reveals=self.strategy.reveals)
-        kept = self.strategy.kept(self.single.layout, instruction.round, instruction.tier)
+        strategy, kept = self.strategy, self._kept(instruction)
+        out = Contributions(mechanisms, self.channel_sizes, reveals=strategy.reveals, heaviest=strategy.heaviest)
         sent = kept if self.local is None else {}  # The silo's own noise leaves no number at zero.
         losses: list[float] = []
         spoilt: list[int] = []
@@ -147,14 +149,20 @@ class SiloHost:
             if self.local is not None:  # The last step on the silo's side: what follows is the server's.
                 channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
                 spoilt += broken
-            require_kept(update.channels, kept)
-            out.add(channels, update.weight, group, message(self.channel_sizes, sent, self.rounding.values))
+            refused = crowded(update.channels, kept, group)
+            if each.round != instruction.round:
+                refused = dict.fromkeys(group, f"update of round {each.round} came in round {instruction.round}")
+            size = message(self.channel_sizes, sent, self.rounding.values)
+            out.add(channels, update.weight, group, size, refused=refused)
             if self.planted is not None and self.personal is not None:
                 self.planted.keep(session.changes, self.personal)
             losses += session.losses
         if self.personal is not None:
             self.personal.forget([failure.silo for failure in out.failures] + spoilt)
         return out.partial(chunk, losses)
+
+    def _kept(self, instruction: Instruction) -> Mapping[str, int]:
+        return self.strategy.kept(self.single.layout, instruction.round, instruction.tier)
 
     def hold(self, shards: Shards) -> None:
         """Trains on other rows from now on, of the same silos."""
@@ -191,11 +199,13 @@ class Trained:
         silos: whose it is; a stack, or one silo.
         session: that it ran in.
         update: what they want to send.
+        round: that it answers.
     """
 
     silos: Sequence[int]
     session: Session
     update: Update
+    round: int
 
 
 class Session:

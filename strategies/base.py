@@ -68,7 +68,8 @@ class Update:
 
     Attributes:
         channels: channel to `(N,)`, or `(silos, N)` from a stacked chunk.
-        weight: how much it counts, one number or `(silos,)`; at most 1 under silo-level privacy.
+        weight: how much it counts, one number or `(silos,)`; at most the strategy's `heaviest`, and at most 1 under
+            silo-level privacy.
     """
 
     channels: Mapping[str, Tensor]
@@ -176,6 +177,11 @@ class Strategy:
     """Whether the server half must see single updates; its silo-level epsilon is then infinite."""
     fits: ClassVar[int] = 1
     """How often the silo half trains in a round; under example-level privacy each is charged and no more are run."""
+
+    @property
+    def heaviest(self) -> float:
+        """The largest weight that a silo may give its update without privacy; a larger one is refused."""
+        return 1.0
 
     def problems(self, *, private: bool) -> list[str]:
         """What in these settings cannot work, a line each; `private`: silo- or example-level privacy is on."""

@@ -121,7 +121,8 @@ def cosines(vectors: Tensor) -> Tensor:
     """Between every two vectors, `(vectors, vectors)` float64; 0 for a vector of length 0."""
     wide = vectors.double()
     units = wide / wide.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    return (units @ units.T).clamp(-1.0, 1.0)
+    found: Tensor = (units @ units.T).clamp(-1.0, 1.0)
+    return found
 
 
 def majority(vectors: Tensor) -> Tensor:
