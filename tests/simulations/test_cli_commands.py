@@ -204,7 +204,8 @@ def test_schema_documents_every_key_of_a_resolved_config(capsys):
 
 def test_list_names_every_choice(capsys):
     found = said_json(capsys, "list")
-    titles = {"strategies", "tasks", "data", "backbones", "partitions", "standardize", "server optimizers", "configs"}
+    titles = {"strategies", "tasks", "data", "backbones", "partitions", "standardize", "server optimizers"}
+    titles |= {"attacks", "configs"}
     assert set(found) == titles
     assert all(about for entries in found.values() for about in entries.values())
     text = said(capsys, "list")
