@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -383,7 +383,7 @@ def _longer(trained: Trained) -> Trained:
     return dataclasses.replace(trained, update=dataclasses.replace(trained.update, channels=channels))
 
 
-def _heavy(weight: object) -> Callable[[Trained], Trained]:
+def _heavy(weight: Any) -> Callable[[Trained], Trained]:
     return lambda trained: dataclasses.replace(trained, update=dataclasses.replace(trained.update, weight=weight))
 
 
@@ -436,6 +436,27 @@ def test_a_hostile_update_is_left_out_with_a_reason_and_the_round_goes_on(
         if world.personal is not None:  # What it would have kept of the round is forgotten.
             world.personal.commit(2)
             assert all(not marks[HOSTILE] for marks in world.personal.marks.values())
+
+
+@pytest.mark.parametrize("strategy", [one for one in ONES if one.name == "flasc"], ids=str)
+@each_way
+def test_an_update_of_more_numbers_than_travel_is_left_out(strategy: Strategy, stacked: bool, folder: Path) -> None:
+    world = World(strategy, stacked, folder)
+    instruction = strategy.instruct(world.start(), 1)
+    assert strategy.kept(layout(), 1, 0)["delta"] < strategy.channels(layout().size)["delta"]
+    trained = list(world.host.trained(instruction, [0, 2, 3]))
+    delta = torch.cat([part.update.channels["delta"].reshape(len(part.silos), -1) for part in trained])
+    delta[1] = 1.0  # Silo 2's, with no number left out.
+    parts = torch.split(delta, [len(part.silos) for part in trained])
+    dirty = [
+        dataclasses.replace(one, update=Update({"delta": part.reshape(one.update.channels["delta"].shape)}))
+        for one, part in zip(trained, parts)
+    ]
+    found = world.host.collect(instruction, dirty, world.mechanisms(), chunk=0)
+    assert [(failure.silo, failure.reason) for failure in found.failures] == [
+        (2, "channel 'delta' holds more numbers than travel")
+    ]
+    torch.testing.assert_close(found.sums["delta"], delta[[0, 2]].double().sum(0))
 
 
 @once
