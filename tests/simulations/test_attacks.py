@@ -205,6 +205,12 @@ def test_a_strategy_that_sends_few_numbers_is_attacked_with_as_many(tmp_path: Pa
     assert outcome.result["updates"] == {"arrived": 24, "failed": 0, "reasons": {}}
 
 
+def test_a_crew_trains_longer_and_nobody_else(tmp_path: Path) -> None:
+    short, long = (asked(tmp_path / str(times), PATCH | {"longer": times}) for times in (1, 3))
+    crew = set(Roles((SignFlip(fraction=0.25),), seed=0, silos=16, rounds=4).acting(1, list(short)))
+    assert {silo for silo in short if not torch.equal(short[silo], long[silo])} == crew
+
+
 def test_training_longer_is_more_of_what_was_said() -> None:
     assert lengthened(Train(steps=3), 4) == Train(steps=12)
     assert lengthened(Train(epochs=2), 4) == Train(epochs=8)

@@ -151,6 +151,17 @@ def test_flame_leaves_out_who_points_elsewhere_and_shortens_who_is_long() -> Non
     assert 0 < float((state["model"] - 1.0).norm()) <= length * (1 + 1e-6)
 
 
+def test_flame_makes_no_update_longer_than_the_median_one() -> None:
+    """Lengths 1, 2, 3, 4 and 100 in one direction: the mean of 1, 2, 3, 3 and 3."""
+    updates = torch.tensor([[1.0], [2.0], [3.0], [4.0], [100.0]]) * torch.tensor([[1.0, 0.0, 0.0]])
+    flame = Flame(angles="updates", noise=0.0)
+    state = after(flame, updates)
+    assert (state["model"] - 1.0).tolist() == pytest.approx([2.4, 0.0, 0.0])
+    flagged = flame.flagged(state)
+    assert flagged is not None
+    assert flagged.tolist() == []
+
+
 def test_flames_noise_has_its_share_of_the_median_length() -> None:
     """Std of 30,000 draws: within 2.5% of the true one except with chance 1e-9 (six deviations of 1 / sqrt(60,000))."""
     updates = torch.zeros(5, 30_000)
