@@ -7,8 +7,10 @@ and a `Release` shows nothing but the noised sums.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -79,11 +81,13 @@ class Contributions:
         mechanisms: how each channel is bounded.
         sizes: channel to the length of its vectors.
         reveals: keep the updates one by one, too.
+        heaviest: the largest weight of an update where sums are exact; under privacy that is 1.
     """
 
     mechanisms: Mapping[str, Mechanism]
     sizes: Mapping[str, int]
     reveals: bool = False
+    heaviest: float = math.inf
     weight: float = 0.0
     arrived: int = 0
     clipped: int = 0
@@ -94,6 +98,7 @@ class Contributions:
     def __post_init__(self) -> None:
         self.sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in self.sizes.items()}
         self.votes = _no_votes(self.mechanisms)
+        self._answered: set[int] = set()
         self._seen: list[Revealed] = [Revealed.nobody(self.sizes)] if self.reveals else []
 
     def add(
@@ -102,13 +107,17 @@ class Contributions:
         weight: Tensor | float,
         silos: Sequence[int],
         message: Message | None = None,
+        *,
+        refused: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         """Adds the updates of `silos`: vectors `(N,)` for one silo or `(silos, N)` for several.
 
-        `message` is how long each of them was on its way; left out, its vectors are as they are, in float32.
+        `message` is how long each of them was on its way; left out, its vectors are as they are, in float32. `refused`
+        are silos that were found wanting before, with the reason.
 
-        A silo whose vectors are of a wrong length or not finite, or whose weight is not allowed, is left out with a
-        reason; it can neither stop the round nor change what the others contribute. No silos at all add nothing.
+        A silo whose vectors are of a wrong length or not finite, whose weight is not allowed, or that answered before,
+        is left out with a reason; it can neither stop the round nor change what the others contribute. No silos at all
+        add nothing.
         """
         problem = self._malformed(channels, len(silos)) or _malformed_weight(weight, len(silos))
         if problem is not None:
@@ -117,7 +126,7 @@ class Contributions:
         rows = {name: channels[name].detach().reshape(len(silos), size).double() for name, size in self.sizes.items()}
         norms = {name: torch.linalg.vector_norm(vectors, dim=-1) for name, vectors in rows.items()}
         weights = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).expand(len(silos))
-        good = self._usable(norms, weights, silos)
+        good = self._usable(norms, weights, silos, refused)
         clipped = torch.zeros(len(silos), dtype=torch.bool)
         seen: dict[str, Tensor] = {}
         for name, mechanism in self.mechanisms.items():
@@ -155,19 +164,29 @@ class Contributions:
                 return f"channel {name!r} holds {channels[name].dtype}, not floating point numbers"
         return None
 
-    def _usable(self, norms: Mapping[str, Tensor], weights: Tensor, silos: Sequence[int]) -> Tensor:
+    def _usable(
+        self, norms: Mapping[str, Tensor], weights: Tensor, silos: Sequence[int], refused: Mapping[int, str]
+    ) -> Tensor:
         finite = torch.ones(len(silos), dtype=torch.bool)
         for norm in norms.values():
             finite &= torch.isfinite(norm)
         private = any(mechanism.private for mechanism in self.mechanisms.values())
-        allowed = torch.isfinite(weights) & (weights >= 0)
-        if private:
-            allowed &= weights <= 1.0  # A larger weight would move the sum by more than the clip norm.
-        for position in (~(finite & allowed)).nonzero()[:, 0].tolist():
-            # Reasons are shown to all, and a weight may be computed from private rows: its value stays here.
-            refused = "weight is not in [0, 1]" if private else "weight is not a finite number >= 0"
-            self.failures.append(Failure(silos[position], refused if finite[position] else "update is not finite"))
-        return finite & allowed
+        # Under privacy a larger weight would move the sum by more than the clip norm.
+        heaviest = 1.0 if private else self.heaviest
+        allowed = torch.isfinite(weights) & (weights >= 0) & (weights <= heaviest)
+        good = finite & allowed
+        for place, (silo, usable) in enumerate(zip(silos, good.tolist())):
+            reason = refused.get(silo)
+            if reason is None and not usable:
+                reason = _unusable(bool(finite[place]), heaviest)
+            elif reason is None and silo in self._answered:
+                reason = "silo answered before in this round"
+            if reason is None:
+                self._answered.add(silo)
+            else:
+                good[place] = False
+                self.failures.append(Failure(silo, reason))
+        return good
 
     def partial(self, chunk: int, losses: Sequence[float] = ()) -> Partial:
         """The chunk's sums, done."""
@@ -188,6 +207,13 @@ class Contributions:
 
 def _no_votes(mechanisms: Mapping[str, Mechanism]) -> dict[str, float]:
     return {name: 0.0 for name, mechanism in mechanisms.items() if isinstance(mechanism, AdaptiveSum)}
+
+
+def _unusable(finite: bool, heaviest: float) -> str:
+    """Why an update is of no use, in words that are shown to all: a weight may follow from private rows."""
+    if not finite:
+        return "update is not finite"
+    return f"weight is not in [0, {heaviest:g}]" if math.isfinite(heaviest) else "weight is not a finite number >= 0"
 
 
 def _malformed_weight(weight: object, silos: int) -> str | None:

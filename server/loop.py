@@ -40,6 +40,7 @@ from strategies.layout import Layout
 from strategies.wire import Values
 
 UNIT = "silo"
+PATIENCE = 3  # Rounds in a row without an update that could be used, after which a run stops.
 
 
 class Diverged(Exception):
@@ -93,6 +94,7 @@ class Training:
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
         admit: is given a round and its cohort; a round is reserved inside of what it returns, or stopped by it.
         values: the type that numbers travel as; it decides how many bytes they are.
+        tells: is shown a round, its cohort and the state after it, and adds to the round's line; None adds nothing.
         carried: what turns and correlated noise remember from round to round.
         local: what being asked costs a silo whose update the server sees, where silos noise their own.
     """
@@ -119,6 +121,7 @@ class Training:
     admit: Callable[[int, Sequence[int]], AbstractContextManager[None]] = always
     local: LocalCharge | None = None
     values: Values = "float32"
+    tells: Callable[[int, Sequence[int], State], Mapping[str, Any]] | None = None
     carried: Carried = field(default=cast(Carried, None), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -204,7 +207,7 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
     rounds = charged(training.sampler, training.rounds)
     odometer = Odometer(training.event, training.neighbours, training.delta, rounds, training.budget, before)
     turns = Charges.of(training.event, training.sampler, ledger.counted(), UNIT)
-    phases = Phases()
+    phases, idle = Phases(), 0
     for round_ in range(done + 1, training.rounds + 1):
         cohort, event = training.cohort(round_), turns.next(round_)
         training.carried.admit(round_, cohort)
@@ -215,11 +218,28 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
             entries = _reserve(training, ledger, event, round_, cohort)
         phases.done("reserve")
         training, state, row = _train(training, link, state, round_, cohort, phases)
+        idle = _idle(idle, row, last=round_ == training.rounds)
         row |= finite({"epsilon": odometer.after(charges)})
         phases.done("account")
         row |= _evaluate(training, state, round_, phases)
         state = _commit(training, link, store, ledger, state, entries, row, phases)
         yield RoundResult(round_, row, state)
+
+
+def _idle(before: int, row: Mapping[str, Any], *, last: bool) -> int:
+    """Rounds in a row, up to this one, in which every update was refused.
+
+    A single round of these may be the work of the few silos that were asked; it changes nothing, and the run goes on.
+    """
+    if not row["failures"] or row["arrived"]:
+        return 0
+    now = before + 1
+    if now == PATIENCE or (last and now == row["round"]):
+        refused, reason = row["failures"], next(iter(row["failure_reasons"]))
+        raise Diverged(
+            f"round {row['round']}: all {refused} updates were refused: {reason}; mend the strategy or its rates"
+        )
+    return now
 
 
 def final_epsilon(training: Training, ledger: Ledger) -> Any:
@@ -278,9 +298,6 @@ def _train(
     )
     for partial in link.ask(requests, training.mechanisms, record=training.record):
         collector.add(partial)
-    if collector.tally.failures and not collector.tally.arrived:
-        refused, reason = len(collector.tally.failures), collector.tally.failures[0].reason
-        raise Diverged(f"round {round_}: all {refused} updates were refused: {reason}; mend the strategy or its rates")
     phases.done("train")
     release = collector.release(training.noise, stream=("noise", round_))
     before = strategy.audited(state)
@@ -294,6 +311,8 @@ def _train(
     row = {"round": round_, "cohort": len(cohort)} | counts(
         collector.tally, training.mechanisms, requests, record=training.record, values=training.values
     )
+    if training.tells is not None:
+        row |= training.tells(round_, cohort, state)
     return replace(training, mechanisms=advanced(training.mechanisms, release)), state, row
 
 

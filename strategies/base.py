@@ -68,7 +68,8 @@ class Update:
 
     Attributes:
         channels: channel to `(N,)`, or `(silos, N)` from a stacked chunk.
-        weight: how much it counts, one number or `(silos,)`; at most 1 under silo-level privacy.
+        weight: how much it counts, one number or `(silos,)`; at most the strategy's `heaviest`, and at most 1 under
+            silo-level privacy.
     """
 
     channels: Mapping[str, Tensor]
@@ -177,6 +178,11 @@ class Strategy:
     fits: ClassVar[int] = 1
     """How often the silo half trains in a round; under example-level privacy each is charged and no more are run."""
 
+    @property
+    def heaviest(self) -> float:
+        """The largest weight that a silo may give its update without privacy; a larger one is refused."""
+        return 1.0
+
     def problems(self, *, private: bool) -> list[str]:
         """What in these settings cannot work, a line each; `private`: silo- or example-level privacy is on."""
         return []
@@ -240,6 +246,10 @@ class Strategy:
     def variants(self, state: State, round_: int) -> Mapping[str, Tensor]:
         """Other models `(N,)` worth looking at beside the predictor after a round, by name."""
         return {}
+
+    def flagged(self, state: State) -> Tensor | None:
+        """The silos whose updates the last round left out, `(silos,)` int64; None where it judged nobody."""
+        return None
 
     def evaluate(self, silo: Silo, instruction: Instruction) -> Mapping[str, Tensor]:
         """How well a silo is served, on its own held-out rows."""

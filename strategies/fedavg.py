@@ -17,6 +17,8 @@ from strategies.optimizers import OPTIMIZERS, SGD, Optimizer, step
 from strategies.registry import strategy
 from strategies.schema import key
 
+MOST_ROWS = 1e9
+
 
 @strategy("fedavg")
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class FedAvg(Strategy):
         "uniform", help="a silo counts once, or by its training rows (never under privacy)"
     )
     server: Optimizer = key(SGD(), variants=lambda: OPTIMIZERS, help="optimizer of the server's step")
+
+    @property
+    def heaviest(self) -> float:
+        """Who weighs by rows takes a silo's word for them, up to a billion."""
+        return 1.0 if self.weighting == "uniform" else MOST_ROWS
 
     def problems(self, *, private: bool) -> list[str]:
         """Row counts are private, and weights by them would let one silo move the sum by more than the clip norm."""

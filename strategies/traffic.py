@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -31,8 +31,29 @@ def require_kept(channels: Mapping[str, Tensor], kept: Mapping[str, int]) -> Non
     for name, count in kept.items():
         if name not in channels:
             raise ValueError(f"strategy: {name!r} is to travel, a channel that the update has not")
-        rows = channels[name].reshape(-1, channels[name].shape[-1])
-        numbers = (rows != 0).sum(-1) * rows.isfinite().all(-1)  # What is not finite is refused by whoever sums it.
-        found = int(numbers.max()) if len(numbers) else 0
+        found = max(travelling(channels[name]), default=0)
         if found > count:
             raise ValueError(f"strategy: channel {name!r} holds {found} numbers where {count} were to travel")
+
+
+def crowded(channels: Mapping[str, Tensor], kept: Mapping[str, int], silos: Sequence[int]) -> dict[int, str]:
+    """The silos whose update holds more numbers than travel, with the reason to refuse it.
+
+    Vectors of another form than was asked are not judged: whoever sums them refuses them.
+    """
+    found: dict[int, str] = {}
+    for name, count in kept.items():
+        vector = channels.get(name)
+        if isinstance(vector, Tensor) and vector.dim() and vector.numel() == len(silos) * vector.shape[-1]:
+            numbers = zip(silos, travelling(vector))
+            found |= {
+                silo: f"channel {name!r} holds more numbers than travel" for silo, held in numbers if held > count
+            }
+    return found
+
+
+def travelling(vector: Tensor) -> list[int]:
+    """How many numbers of each row `(N,)` or `(rows, N)` are not zero; 0 of a row that is not finite."""
+    rows = vector.reshape(-1, vector.shape[-1])
+    numbers = (rows != 0).sum(-1) * rows.isfinite().all(-1)  # What is not finite is refused by whoever sums it.
+    return [int(number) for number in numbers.tolist()]

@@ -196,8 +196,8 @@ MUTANTS = (
     Mutant(
         "weights above 1 pass",
         "privacy/release.py",
-        "allowed &= weights <= 1.0",
-        "allowed &= weights <= 10.0",
+        "heaviest = 1.0 if private",
+        "heaviest = 10.0 if private",
     ),
     Mutant(
         "updates that are not finite pass",
@@ -508,8 +508,8 @@ MUTANTS = (
     Mutant(
         "value of a refused weight shown",
         "privacy/release.py",
-        'refused = "weight is not in [0, 1]" if private',
-        'refused = f"weight {float(weights[position])!r}" if private',
+        "reason = _unusable(bool(finite[place]), heaviest)",
+        'reason = f"weight {float(weights[place])!r} is not in [0, 1]"',
     ),
     Mutant(
         "budget looked at after the round",
@@ -1284,7 +1284,7 @@ MUTANTS = (
     Mutant(
         "sparse: more numbers than were counted",
         "client/host.py",
-        "require_kept(update.channels, kept)",
+        "require_kept(update.channels, self._kept(instruction))",
         "pass",
     ),
     Mutant(
@@ -1362,8 +1362,8 @@ MUTANTS = (
     Mutant(
         "revealed: everyone may look",
         "client/host.py",
-        "reveals=self.strategy.reveals)",
-        "reveals=True)",
+        "reveals=strategy.reveals,",
+        "reveals=True,",
     ),
     Mutant(
         "revealed: at the price of a sum",
@@ -1916,6 +1916,180 @@ MUTANTS = (
         "strategies/suits.py",
         "if not (isinstance(norm, int | float) and norm >= least)",
         "if False",
+    ),
+    Mutant(
+        "roles: a crew forgets where the one before it ends",
+        "simulations/attacks/roles.py",
+        "sum(most for other, most in largest.items() if other < crew)",
+        "sum(most for other, most in largest.items() if other > crew + 9)",
+    ),
+    Mutant(
+        "roles: an attack begins a round late",
+        "simulations/attacks/roles.py",
+        "if round_ < attack.start:",
+        "if round_ <= attack.start:",
+    ),
+    Mutant(
+        "roles: a coin for a silo once and for all",
+        "simulations/attacks/roles.py",
+        'streams.derive(self.seed, "attackers", round_)',
+        'streams.derive(self.seed, "attackers")',
+    ),
+    Mutant(
+        "poisoned rows: drawn from honest silos too",
+        "simulations/attacks/poison.py",
+        "self._pools[at] = (held & fit).nonzero()[:, 0]",
+        "self._pools[at] = fit.nonzero()[:, 0]",
+    ),
+    Mutant(
+        "poisoned rows: everybody's are changed",
+        "simulations/attacks/poison.py",
+        "features, targets, clean = rows.features.clone(), rows.targets.clone(), clean.clone()",
+        "features, targets, clean = rows.features, rows.targets, clean.clone()",
+    ),
+    Mutant(
+        "poisoned rows: one attack over another's",
+        "simulations/attacks/poison.py",
+        "        clean[own] = False\n",
+        "",
+    ),
+    Mutant(
+        "attacked rows: the target's own count as success",
+        "simulations/attacks/triggers.py",
+        "chosen = targets != attack.target",
+        "chosen = targets >= 0",
+    ),
+    Mutant(
+        "attack updates: deviations over one less",
+        "simulations/attacks/updates.py",
+        "updates.mean(0) - z * updates.std(0, correction=0)",
+        "updates.mean(0) - z * updates.std(0)",
+    ),
+    Mutant(
+        "attack updates: half as far as two are apart",
+        "simulations/attacks/updates.py",
+        "if reach <= apart else (low, middle)",
+        "if 2 * reach <= apart else (low, middle)",
+    ),
+    Mutant(
+        "attacks: honest silos are asked twice",
+        "simulations/attacks/link.py",
+        "silos=[silo for silo in request.silos if silo not in acting]",
+        "silos=list(request.silos)",
+    ),
+    Mutant(
+        "attacks: a crew trains no longer",
+        "simulations/attacks/link.py",
+        "self.host.train = lengthened(self.train, longer)",
+        "self.host.train = self.train",
+    ),
+    Mutant(
+        "attacks: more numbers than travel",
+        "simulations/attacks/link.py",
+        "        whole = self._as_many(instruction, whole)\n",
+        "",
+    ),
+    Mutant(
+        "attacks: flags of silos that were not asked",
+        "simulations/attacks/measuring.py",
+        "self._parts(set(flagged.tolist()) & set(cohort), malicious)",
+        "self._parts(set(flagged.tolist()), malicious)",
+    ),
+    Mutant(
+        "attacks: minority silos shown under privacy",
+        "simulations/running.py",
+        "minority_silos(train, self.federation.classes) if self.records else frozenset()",
+        "minority_silos(train, self.federation.classes)",
+    ),
+    Mutant(
+        "experiment: a digest that knows no attack",
+        "strategies/experiment.py",
+        'if not keys["attacks"]:',
+        "if True:",
+    ),
+    Mutant(
+        "robust: krum counts a neighbour too few",
+        "strategies/robust_means.py",
+        "[:, 1 : count - malicious - 1].sum(1)",
+        "[:, 1 : count - malicious - 2].sum(1)",
+    ),
+    Mutant(
+        "robust: krum one update short of its guarantee",
+        "strategies/robust_means.py",
+        "return count > 2 * malicious + 2",
+        "return count >= 2 * malicious + 2",
+    ),
+    Mutant(
+        "robust: the lower middle for the median",
+        "strategies/robust_means.py",
+        "0.5 * (ordered[(count - 1) // 2] + ordered[count // 2])",
+        "ordered[(count - 1) // 2]",
+    ),
+    Mutant(
+        "robust: the trimmed mean keeps the largest",
+        "strategies/robust_means.py",
+        "values[cut : count - cut].mean(0)",
+        "values[cut:].mean(0)",
+    ),
+    Mutant(
+        "robust: the geometric median starts where a hostile update can put it",
+        "strategies/robust_means.py",
+        "centre = median(wide)",
+        "centre = wide.mean(0)",
+    ),
+    Mutant(
+        "robust: foolsgold pardons nobody",
+        "strategies/robust_means.py",
+        "likeness = torch.where(above, likeness",
+        "likeness = torch.where(above & False, likeness",
+    ),
+    Mutant(
+        "robust: foolsgold forgets who was not asked",
+        "strategies/robust_filters.py",
+        "sums[torch.searchsorted(every, silos)] = history",
+        "pass",
+    ),
+    Mutant(
+        "robust: flame shortens nobody",
+        "strategies/robust_filters.py",
+        "tiny)).clamp(max=1.0)",
+        "tiny)).clamp(min=1.0, max=1.0)",
+    ),
+    Mutant(
+        "robust: bits by the order of arrival",
+        "strategies/robust.py",
+        "key=lambda place: seen.silos[place])",
+        "key=lambda place: 0)",
+    ),
+    Mutant(
+        "hostile strategies: a silo counts as often as it answers",
+        "privacy/release.py",
+        "elif reason is None and silo in self._answered:",
+        "elif False:",
+    ),
+    Mutant(
+        "hostile strategies: any weight without privacy",
+        "privacy/release.py",
+        "heaviest = 1.0 if private else self.heaviest",
+        "heaviest = 1.0 if private else math.inf",
+    ),
+    Mutant(
+        "hostile strategies: more numbers than travel are summed",
+        "client/host.py",
+        "refused = crowded(update.channels, kept, group)",
+        "refused: dict[int, str] = {}",
+    ),
+    Mutant(
+        "hostile strategies: an old round's update counts",
+        "client/host.py",
+        "if each.round != instruction.round:",
+        "if False:",
+    ),
+    Mutant(
+        "commands: refused updates never end a run",
+        "server/loop.py",
+        'if now == PATIENCE or (last and now == row["round"]):',
+        "if False:",
     ),
 )
 

@@ -17,6 +17,7 @@ def describe(result: Result, folder: Path, *, public: bool) -> str:
     """What a person wants to know of a run that ended; `public`: its score is of the public test set."""
     pairs = [
         *_measured(result, public=public),
+        *_attacks(result.get("attacks")),
         *_epsilons(result),
         *_failures(result["updates"]),
         ("bytes", _bytes(result["communication"])),
@@ -49,6 +50,18 @@ def _measured(result: Result, *, public: bool) -> Iterator[tuple[str, str]]:
     if metrics["per_silo"] is not None:
         spread = ", ".join(f"{value:.4f} ({name})" for name, value in metrics["per_silo"].items())
         yield "over silos", spread
+
+
+def _attacks(found: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if found is None:
+        return
+    for label, success in found["success"].items():
+        if success is not None:
+            yield label.replace("_", " "), f"succeeds on {output.score(success)} of triggered rows of other classes"
+    caught = found["detection"]
+    if caught is not None and caught["recall"] is not None and caught["false_flag_rate"] is not None:
+        shares = f"{output.score(caught['recall'])} of malicious, {output.score(caught['false_flag_rate'])} of benign"
+        yield "left out", f"{shares} silos"
 
 
 def _epsilons(result: Result) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simulations.report.attacks import attacks_section
 from simulations.report.markup import Html, element, join
 from simulations.report.privacy import claimed_words, measured_words, privacy_section
 from simulations.report.run import ReportError, Run, read_run
@@ -50,6 +51,7 @@ def page(run: Run) -> Html:
         _notes(run),
         privacy_section(run),
         learning_section(run),
+        attacks_section(run),
         traffic_section(run),
         _setting(run),
         _again(run),
@@ -147,7 +149,10 @@ def _setting(run: Run) -> Html:
     pairs = [(name, _spelt(run.experiment.get(name))) for name in ("strategy", "task")]
     data = {key: value for key, value in run.section("data").items() if key != "name"}
     pairs += [("data", f"{run.result['data']} ({_spelt(data)})"), ("silos", f"{run.result['silos']:,}")]
-    pairs += [(name, _spelt(run.experiment.get(name))) for name in ("cohort", "train", "privacy", "budget", "engine")]
+    pairs += [
+        (name, _spelt(run.experiment.get(name)))
+        for name in ("cohort", "train", "attacks", "privacy", "budget", "engine")
+    ]
     shown = facts([(name, cut(value, 600)) for name, value in pairs if value])
     written = element("details", {}, element("summary", {}, "experiment.yaml"), element("pre", {}, cut(run.spelt)))
     return element("section", {}, element("h2", {}, "What ran"), shown, written, rounds_table(run))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
 from client.examples import Examples, Shards
-from client.host import Session, SiloHost
+from client.host import Session, SiloHost, Trained
 from client.personal import PersonalStore
 from privacy import streams
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
@@ -23,7 +23,7 @@ from privacy.noise import SimulatedNoise
 from privacy.release import Collector, Partial
 from server.checkpoint import Checkpoint, read, write
 from server.link import by_tier
-from strategies.base import Instruction, State, Strategy
+from strategies.base import Instruction, State, Strategy, Update
 from strategies.experiment import Train
 from strategies.layout import Layout
 from strategies.optimizers import OPTIMIZERS, Optimizer
@@ -60,6 +60,8 @@ def settings(cls: type[Strategy]) -> Iterator[Strategy]:
             others = [now + 1]
         elif get_args(kind) == (float, type(None)):
             others = [0.5]
+        elif get_args(kind) == (int, type(None)):
+            others = [2]
         elif get_origin(kind) is UnionType:  # Numbers, or a word for them.
             words = [value for each in get_args(kind) if get_origin(each) is Literal for value in get_args(each)]
             others = [(0.0,), *words]
@@ -131,7 +133,13 @@ class World:
     def round(self, state: State, number: int, silos: list[int] | None = None, *, private: bool = False) -> State:
         mechanisms = self.mechanisms(private=private)
         sizes = self.strategy.channels(model().numel())
-        collector = Collector(mechanisms, sizes, expected=len(self.sizes), population=len(self.sizes))
+        collector = Collector(
+            mechanisms,
+            sizes,
+            expected=len(self.sizes),
+            population=len(self.sizes),
+            reveals=self.strategy.reveals,
+        )
         asked = list(range(len(self.sizes))) if silos is None else silos
         for chunk, request in enumerate(by_tier(self.strategy, state, number, asked)):
             partial = self.ask(request.instruction, list(request.silos), private=private)
@@ -352,3 +360,131 @@ def test_every_silo_can_be_evaluated_before_and_after_a_round(strategy: Strategy
         assert result.rows == tuple(SIZES)
         assert all(loss > 0 for loss in result.loss)
         assert all(0 <= score <= 1 for score in result.score)
+
+
+# Hostile updates. They meet the silo half's end and the server half's start, whose settings are other tests'.
+
+ONES = [cls() for cls in STRATEGIES.values() if not cls().problems(private=False)]
+ONES += [strategy for strategy in CASES if strategy.heaviest != 1.0]
+once = pytest.mark.parametrize("strategy", ONES, ids=str)
+HOSTILE, OLD = 2, 1  # The silo; the round whose update it sends again.
+
+
+def _filled(value: float) -> Callable[[Trained], Trained]:
+    def spoil(trained: Trained) -> Trained:
+        channels = {name: torch.full_like(vector, value) for name, vector in trained.update.channels.items()}
+        return dataclasses.replace(trained, update=dataclasses.replace(trained.update, channels=channels))
+
+    return spoil
+
+
+def _longer(trained: Trained) -> Trained:
+    channels = {name: torch.cat([vector, vector], -1) for name, vector in trained.update.channels.items()}
+    return dataclasses.replace(trained, update=dataclasses.replace(trained.update, channels=channels))
+
+
+def _heavy(weight: Any) -> Callable[[Trained], Trained]:
+    return lambda trained: dataclasses.replace(trained, update=dataclasses.replace(trained.update, weight=weight))
+
+
+SPOILT: dict[str, tuple[Callable[[Trained], Trained], str]] = {
+    "NaN": (_filled(float("nan")), "update is not finite"),
+    "infinity": (_filled(float("inf")), "update is not finite"),
+    "longer": (_longer, "has shape"),
+    "no channels": (
+        lambda trained: dataclasses.replace(trained, update=Update({"no such channel": torch.zeros(3)})),
+        "channels ['no such channel'] where",
+    ),
+    "weight 1e12": (_heavy(1e12), "weight is not in [0, 1"),
+    "weight -1": (_heavy(-1.0), "weight is not in [0, 1"),
+    "weight NaN": (_heavy(float("nan")), "weight is not in [0, 1"),
+    "weight of text": (_heavy("1e12"), "weight is str, not a number"),
+    "an old round's": (lambda trained: dataclasses.replace(trained, round=OLD), "update of round 1 came in round 2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [(one, kind) for one in ONES for kind in SPOILT if one.channels(1) or kind not in ("NaN", "infinity", "longer")],
+    ids=str,
+)
+def test_a_hostile_update_is_left_out_with_a_reason_and_the_round_goes_on(
+    strategy: Strategy, kind: str, folder: Path
+) -> None:
+    spoil, reason = SPOILT[kind]
+    world = World(strategy, False, folder)
+    state = world.rounds(1)
+    for request in by_tier(strategy, state, 2, range(len(SIZES))):
+        instruction, silos = request.instruction, list(request.silos)
+        if HOSTILE not in silos:
+            continue
+        trained = list(world.host.trained(instruction, silos))
+        place = silos.index(HOSTILE)
+        dirty = [*trained[:place], spoil(trained[place]), *trained[place + 1 :]]
+        clean = [*trained[:place], *trained[place + 1 :]]
+        with_it, without = (
+            world.host.collect(instruction, some, world.mechanisms(), chunk=0) for some in (dirty, clean)
+        )
+        [failure] = with_it.failures
+        assert failure.silo == HOSTILE
+        assert failure.reason.count(reason) == 1
+        assert (with_it.arrived, with_it.weight, with_it.bytes) == (without.arrived, without.weight, without.bytes)
+        assert same(with_it.sums, without.sums)
+        assert (with_it.revealed is None) == (not strategy.reveals)
+        if with_it.revealed is not None:
+            assert HOSTILE not in with_it.revealed.silos
+        if world.personal is not None:  # What it would have kept of the round is forgotten.
+            world.personal.commit(2)
+            assert all(not marks[HOSTILE] for marks in world.personal.marks.values())
+
+
+@pytest.mark.parametrize("strategy", [one for one in ONES if one.name == "flasc"], ids=str)
+@each_way
+def test_an_update_of_more_numbers_than_travel_is_left_out(strategy: Strategy, stacked: bool, folder: Path) -> None:
+    world = World(strategy, stacked, folder)
+    instruction = strategy.instruct(world.start(), 1)
+    assert strategy.kept(layout(), 1, 0)["delta"] < strategy.channels(layout().size)["delta"]
+    trained = list(world.host.trained(instruction, [0, 2, 3]))
+    delta = torch.cat([part.update.channels["delta"].reshape(len(part.silos), -1) for part in trained])
+    delta[1] = 1.0  # Silo 2's, with no number left out.
+    parts = torch.split(delta, [len(part.silos) for part in trained])
+    dirty = [
+        dataclasses.replace(one, update=Update({"delta": part.reshape(one.update.channels["delta"].shape)}))
+        for one, part in zip(trained, parts)
+    ]
+    found = world.host.collect(instruction, dirty, world.mechanisms(), chunk=0)
+    assert [(failure.silo, failure.reason) for failure in found.failures] == [
+        (2, "channel 'delta' holds more numbers than travel")
+    ]
+    torch.testing.assert_close(found.sums["delta"], delta[[0, 2]].double().sum(0))
+
+
+@once
+def test_a_silo_counts_once_in_a_round_however_often_it_answers(strategy: Strategy, folder: Path) -> None:
+    world = World(strategy, False, folder)
+    [request, *_] = by_tier(strategy, world.start(), 1, range(len(SIZES)))
+    trained = list(world.host.trained(request.instruction, list(request.silos)))
+    single, twice = (
+        world.host.collect(request.instruction, some, world.mechanisms(), chunk=0) for some in (trained, trained * 2)
+    )
+    assert same(single.sums, twice.sums)
+    assert (twice.arrived, twice.weight) == (single.arrived, single.weight)
+    assert {failure.reason for failure in twice.failures} == {"silo answered before in this round"}
+    assert len(twice.failures) == len(request.silos)
+
+
+@once
+def test_a_round_of_hostile_updates_alone_leaves_a_usable_state(strategy: Strategy, folder: Path) -> None:
+    world = World(strategy, False, folder)
+    state = world.rounds(1)
+    mechanisms, sizes = world.mechanisms(), strategy.channels(model().numel())
+    collector = Collector(mechanisms, sizes, expected=5.0, population=5, reveals=strategy.reveals)
+    for chunk, request in enumerate(by_tier(strategy, state, 2, range(len(SIZES)))):
+        trained = world.host.trained(request.instruction, list(request.silos))
+        spoilt = [_heavy(1e12)(each) for each in trained]
+        collector.add(world.host.collect(request.instruction, spoilt, mechanisms, chunk=chunk))
+    assert (collector.tally.arrived, len(collector.tally.failures)) == (0, len(SIZES))
+    release = collector.release(SimulatedNoise(3), stream=("noise", 2))
+    after = strategy.aggregate(state, release, streams.generator(3, "aggregate", 2))
+    assert after.keys() == state.keys()
+    assert bool(torch.isfinite(strategy.predictor(after)).all())

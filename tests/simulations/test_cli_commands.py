@@ -62,10 +62,11 @@ def test_without_privacy_epsilon_is_infinite(capsys, tmp_path):
     assert "no privacy: epsilon is infinite" in plan
 
 
-def test_a_round_whose_every_update_is_refused_ends_the_run_with_the_reason(capsys, tmp_path):
-    argv = ["--quiet", "--set", "rounds=2", "--set", "train.learning_rate=1e30", "--out", str(tmp_path / "run")]
+@pytest.mark.parametrize(("rounds", "last"), [(1, 1), (2, 2), (5, 3)])
+def test_rounds_whose_every_update_is_refused_end_the_run_with_the_reason(rounds, last, capsys, tmp_path):
+    argv = ["--quiet", "--set", f"rounds={rounds}", "--set", "train.learning_rate=1e30", "--out", str(tmp_path / "run")]
     assert main(["run", "mlp_dirichlet", *argv]) == 1
-    assert "round 1: all 10 updates were refused: update is not finite" in capsys.readouterr().err
+    assert f"round {last}: all 10 updates were refused: update is not finite" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(capsys, tmp_path, folder):
@@ -203,8 +204,8 @@ def test_schema_documents_every_key_of_a_resolved_config(capsys):
 
 def test_list_names_every_choice(capsys):
     found = said_json(capsys, "list")
-    titles = {"strategies", "tasks", "data", "backbones", "partitions", "standardize", "server optimizers", "configs"}
-    assert set(found) == titles | {"studies"}
+    titles = {"strategies", "tasks", "data", "backbones", "partitions", "standardize", "server optimizers"}
+    assert set(found) == titles | {"attacks", "configs", "studies"}
     assert all(about for entries in found.values() for about in entries.values())
     text = said(capsys, "list")
     assert all(name in text for entries in found.values() for name in entries)

@@ -255,9 +255,9 @@ def test_only_protected_updates_reach_the_sum(place: Path, tmp_path: Path, monke
         given.append(channels["delta"])
         return channels, broken
 
-    def added(self: Contributions, channels: Any, *rest: Any) -> None:
+    def added(self: Contributions, channels: Any, *others: Any, **named: Any) -> None:
         summed.append(channels["delta"])
-        add(self, channels, *rest)
+        add(self, channels, *others, **named)
 
     monkeypatch.setattr(LocalNoise, "protect", protected)
     monkeypatch.setattr(Contributions, "add", added)
