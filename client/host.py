@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Evaluation, Instruction, Penalty, Rows, Split, Strategy
+from strategies.base import Correction, Evaluation, Instruction, Penalty, Rows, Split, Strategy, Update
 from strategies.experiment import Train
 from strategies.layout import Layout
 from strategies.tasks import Shape, Task, evaluate
@@ -80,9 +81,9 @@ class SiloHost:
             raise ValueError("rounding: feedback needs a store of personal vectors to keep residuals in")
         self.local, self.rounding = local, rounding
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
-        self.shards, self.metric = shards, shape.metric
+        self.metric = shape.metric
         self.held_out: Mapping[Split, Shards | None] = {"test": held_out, "validation": validation}
-        self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
+        self.hold(shards)
         self.single = SingleTrainer(module, task, train, device=device)
         chain = task.stack(shape) if stacked else None
         self.stack = StackedTrainer(chain, train) if chain is not None else None
@@ -115,15 +116,32 @@ class SiloHost:
         record: bool = False,
     ) -> Partial:
         """Trains a chunk of silos and returns their clipped sums; with `record`, their private losses too."""
+        trained = self.trained(instruction, silos, record=record)
+        return self.collect(instruction, trained, mechanisms, chunk=chunk)
+
+    def trained(self, instruction: Instruction, silos: Sequence[int], *, record: bool = False) -> Iterator[Trained]:
+        """Runs the silo half of the strategy; what it wants to send has passed no check yet."""
+        instruction = self.rounding.received(instruction)
+        for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
+            session = Session(self, group, instruction.round, record=record, training=True)
+            yield Trained(group, session, self.strategy.local(session, instruction))
+
+    def collect(
+        self,
+        instruction: Instruction,
+        trained: Iterable[Trained],
+        mechanisms: Mapping[str, Mechanism],
+        *,
+        chunk: int,
+    ) -> Partial:
+        """Checks, protects, clips and sums updates: the way that all of them leave their silos."""
         out = Contributions(mechanisms, self.channel_sizes, reveals=self.strategy.reveals)
         kept = self.strategy.kept(self.single.layout, instruction.round, instruction.tier)
         sent = kept if self.local is None else {}  # The silo's own noise leaves no number at zero.
         losses: list[float] = []
         spoilt: list[int] = []
-        instruction = self.rounding.received(instruction)
-        for group in [list(silos)] if self.stack is not None else [[silo] for silo in silos]:
-            session = Session(self, group, instruction.round, record=record, training=True)
-            update = self.strategy.local(session, instruction)
+        for each in trained:
+            group, session, update = each.silos, each.session, each.update
             # Before any clip, so that no rounding makes a clipped update longer.
             channels = self.rounding.sent(update.channels, session.state, self.channel_sizes)
             if self.local is not None:  # The last step on the silo's side: what follows is the server's.
@@ -137,6 +155,11 @@ class SiloHost:
         if self.personal is not None:
             self.personal.forget([failure.silo for failure in out.failures] + spoilt)
         return out.partial(chunk, losses)
+
+    def hold(self, shards: Shards) -> None:
+        """Trains on other rows from now on, of the same silos."""
+        self.shards = shards
+        self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
 
     def evaluate(
         self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
@@ -158,6 +181,21 @@ class SiloHost:
             tuple(float(result["loss"]) for result in results),
             tuple(float(result[self.metric]) for result in results),
         )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of the silo half of a strategy.
+
+    Attributes:
+        silos: whose it is; a stack, or one silo.
+        session: that it ran in.
+        update: what they want to send.
+    """
+
+    silos: Sequence[int]
+    session: Session
+    update: Update
 
 
 class Session:

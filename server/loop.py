@@ -93,6 +93,7 @@ class Training:
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
         admit: is given a round and its cohort; a round is reserved inside of what it returns, or stopped by it.
         values: the type that numbers travel as; it decides how many bytes they are.
+        tells: is shown a round, its cohort and the state after it, and adds to the round's line; None adds nothing.
         carried: what turns and correlated noise remember from round to round.
         local: what being asked costs a silo whose update the server sees, where silos noise their own.
     """
@@ -119,6 +120,7 @@ class Training:
     admit: Callable[[int, Sequence[int]], AbstractContextManager[None]] = always
     local: LocalCharge | None = None
     values: Values = "float32"
+    tells: Callable[[int, Sequence[int], State], Mapping[str, Any]] | None = None
     carried: Carried = field(default=cast(Carried, None), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -294,6 +296,8 @@ def _train(
     row = {"round": round_, "cohort": len(cohort)} | counts(
         collector.tally, training.mechanisms, requests, record=training.record, values=training.values
     )
+    if training.tells is not None:
+        row |= training.tells(round_, cohort, state)
     return replace(training, mechanisms=advanced(training.mechanisms, release)), state, row
 
 

@@ -21,6 +21,7 @@ from server.loop import final_epsilon
 from server.rows import finite
 from server.turns import charged
 from simulations import auditing, channels, evaluation, example_privacy, local_privacy
+from simulations.attacks import measuring
 from simulations.engines import setup
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
     checkpoint = active.store.load()
     state = checkpoint.state if checkpoint is not None else active.training.first()
     predictor = experiment.strategy.predictor(state)
+    metrics = _metrics(active, state, predictor)
     result = {
         "name": experiment.name,
         "strategy": experiment.strategy.name,
@@ -43,7 +45,8 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "rounds": len(rows),
         "seed": experiment.seed,
         "engine": experiment.engine.kind,
-        "metrics": _metrics(active, state, predictor),
+        "metrics": metrics,
+        "attacks": _attacks(active, rows, metrics),
         "privacy": _privacy(active, predictor, rows),
         "updates": _updates(rows),
         "communication": _communication(rows, predictor.numel()),
@@ -77,6 +80,13 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor) 
         if active.training.evaluate is None:
             measured |= served["test"]
     return measured | served
+
+
+def _attacks(active: ActiveRun, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How far attacks got; None where nobody attacked."""
+    if active.roles is None:
+        return None
+    return measuring.summary(rows, metrics, active.experiment.attacks, len(active.minority) if active.records else None)
 
 
 def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -174,6 +184,8 @@ def _save_model(active: ActiveRun, predictor: Tensor) -> str:
 def _stamps(active: ActiveRun) -> list[str]:
     """What a reader must know before trusting the numbers."""
     stamps = []
+    if active.roles is not None:
+        stamps.append("some silos are malicious on purpose (attacks): what a run says of privacy is of the others")
     if not active.exact:
         stamps.append(active.noise.stamp)
         stamps.append("epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact")

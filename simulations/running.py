@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,10 @@ from server.loop import RoundResult, Training
 from server.store import RunStore
 from server.unchanged import unchanged
 from simulations import accounts, auditing, example_accounts, planning, results, standardization
+from simulations.attacks.link import AttackedLink
+from simulations.attacks.measuring import Watch, attack_tests, minority_silos
+from simulations.attacks.poison import Poisoner
+from simulations.attacks.roles import Roles
 from simulations.engines import setup
 from simulations.engines.accounts import AccountedLink
 from simulations.engines.local import LocalLink
@@ -110,6 +115,8 @@ class ActiveRun:
             self._settle()
             self.released = self._standardize()
             """What features were standardised with, where the silos released it."""
+            self.roles = self._roles()
+            """Who is malicious; None where nobody is."""
             self.link = opened.enter_context(closing(self._link(plugins)))
             self.training = self._training()
             self._opened = opened.pop_all()
@@ -211,6 +218,10 @@ class ActiveRun:
         else:
             host = setup.host(experiment, self.federation, personal=personal, noise=noise)
             link = LocalLink(host, chunk=setup.chunk(experiment, self.model))
+        if self.roles is not None:
+            poisoner = Poisoner(self.roles, self.federation.train, seed=experiment.seed)
+            host = setup.host(experiment, self.federation, personal=personal, noise=noise)
+            link = AttackedLink(link, host=host, roles=self.roles, poisoner=poisoner)
         if example is not None and self.silo_ledger is not None:
             link = AccountedLink(link, ledger=self.silo_ledger, events=example.events)
         if not experiment.privacy.audit.canaries:
@@ -223,6 +234,12 @@ class ActiveRun:
             seed=experiment.seed,
             local=protection(experiment),
         )
+
+    def _roles(self) -> Roles | None:
+        experiment, silos = self.experiment, len(self.federation.train)
+        if not experiment.attacks:
+            return None
+        return Roles(experiment.attacks, seed=experiment.seed, silos=silos, rounds=experiment.rounds)
 
     def _training(self) -> Training:
         experiment, plan = self.experiment, self.plan
@@ -250,12 +267,24 @@ class ActiveRun:
             admit=self.example_accounts.admit if self.example_accounts is not None else loop.always,
             local=plan.local.charge if plan.local is not None else None,
             values=experiment.wire.values,
+            tells=self._watch(),
         )
+
+    def _watch(self) -> Watch | None:
+        if self.roles is None:
+            return None
+        return Watch(self.roles, self.experiment.strategy, self.minority)
 
     @property
     def records(self) -> bool:
         """Whether private numbers (losses, clip fraction, per-silo accuracies) may be recorded."""
         return self.exact or self.experiment.metrics.privacy == "research"
+
+    @cached_property
+    def minority(self) -> frozenset[int]:
+        """The silos whose rows are mostly of rare classes, where private numbers may be recorded."""
+        train = self.federation.train
+        return minority_silos(train, self.federation.classes) if self.records else frozenset()
 
     @property
     def exact(self) -> bool:
@@ -269,7 +298,16 @@ class ActiveRun:
             return None
         task, device, layout = self.experiment.task, chosen(self.experiment.engine.device), setup.layout(self.model)
         module = self.model.module.to(device)
-        return lambda model: evaluate(task, module, layout, model.to(device), rows.features, rows.targets)
+        tests = attack_tests(self.experiment.attacks, rows, self.federation.train)
+
+        def measure(model: torch.Tensor) -> dict[str, float]:
+            there = model.to(device)
+            found = evaluate(task, module, layout, there, rows.features, rows.targets)
+            for name, test in tests.items():
+                found[name] = evaluate(task, module, layout, there, test.features, test.targets)["accuracy"]
+            return found
+
+        return measure
 
 
 def run(

@@ -237,6 +237,10 @@ class Strategy:
         """Other models `(N,)` worth looking at beside the predictor after a round, by name."""
         return {}
 
+    def flagged(self, state: State) -> Tensor | None:
+        """The silos whose updates the last round left out, `(silos,)` int64; None where it judged nobody."""
+        return None
+
     def evaluate(self, silo: Silo, instruction: Instruction) -> Mapping[str, Tensor]:
         """How well a silo is served, on its own held-out rows."""
         return silo.evaluate(instruction["model"])

@@ -111,7 +111,17 @@ def _field(field: dataclasses.Field[Any], kind: Any, raw: object, at: str, probl
         return _value(kind, raw, at, field.metadata, problems)
     if raw is None and field.default is None:
         return None
+    if isinstance(field.default, tuple):
+        return _variant_items(variants(), raw, at, problems)
     return _variant(variants(), raw, at, problems)
+
+
+def _variant_items(registry: Mapping[str, type[Any]], raw: object, at: str, problems: list[str]) -> Any:
+    if not isinstance(raw, list | tuple):
+        problems.append(f"{at}: expected a list of sections with a name, found {found(raw)}{bracket(raw)}")
+        return MISSING
+    values = [_variant(registry, each, f"{at}[{index}]", problems) for index, each in enumerate(raw)]
+    return MISSING if any(value is MISSING for value in values) else tuple(values)
 
 
 def _variant(registry: Mapping[str, type[Any]], raw: object, at: str, problems: list[str]) -> Any:
@@ -218,7 +228,7 @@ def plain(value: Any, variants: Variants | None = None) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):
-        return [plain(each) for each in value]
+        return [plain(each, variants) for each in value]
     if variants is None:
         return encode(value)
     names = [name for name, cls in variants().items() if type(value) is cls]

@@ -61,7 +61,8 @@ def _row(field: dataclasses.Field[Any], kind: Any, at: str, open_variants: bool)
     rules = field.metadata
     variants: Variants | None = rules.get("variants")
     if variants is not None:
-        words, allowed = "variant", listed(sorted(variants())) if open_variants else ""
+        words = "list of variants" if isinstance(field.default, tuple) else "variant"
+        allowed = listed(sorted(variants())) if open_variants else ""
     else:
         inner, nullable = optional(kind)
         choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else rules.get("choices") or ()

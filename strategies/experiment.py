@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from strategies.attacks import ATTACKS, Attack
 from strategies.backbones import is_name
 from strategies.clipping import ChannelPrivacy, ClipNorm
 from strategies.codec import encode
@@ -38,6 +39,10 @@ def _strategies() -> Mapping[str, type[Any]]:
 
 def _partitions() -> Mapping[str, type[Any]]:
     return PARTITIONS
+
+
+def _attacks() -> Mapping[str, type[Any]]:
+    return ATTACKS
 
 
 def _standardize() -> Mapping[str, type[Any]]:
@@ -259,6 +264,7 @@ class Experiment:
     wire: Wire = key(Wire(), help="how numbers cross the link")
     privacy: Privacy = key(Privacy(), help="what protects silos")
     budget: Budget | None = key(None, help="where to stop; null: no limit")
+    attacks: tuple[Attack, ...] = key((), variants=_attacks, help="what malicious silos do, in this order")
     metrics: Metrics = key(Metrics(), help="what is measured")
     engine: Engine = key(Engine(), help="where the work is done")
 
@@ -272,6 +278,8 @@ class Experiment:
 def digest(experiment: Experiment) -> str:
     """SHA-256 of what decides the results: all keys but name, metrics, engine and paths (hexadecimal)."""
     keys = {name: value for name, value in encode(experiment).items() if name not in ("name", "metrics", "engine")}
+    if not keys["attacks"]:
+        del keys["attacks"]
     keys["data"] = {name: value for name, value in keys["data"].items() if name != "path"}
     keys["task"] = _without_paths(experiment.task, keys["task"])
     text = json.dumps(keys, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

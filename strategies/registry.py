@@ -39,6 +39,8 @@ def _load() -> None:
         mr_mtl,
         pruning,
         rank_tiers,
+        robust,
+        robust_filters,
     )
 
 

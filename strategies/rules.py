@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from strategies.clipping import AdaptiveClip, channel_problems
 from strategies.experiment import FILES, Budget, Cohort, Data, Engine, Experiment, Privacy, Train, Wire
+from strategies.rules_attacks import attack_rules, attacked_rules
 from strategies.rules_audit import alone_rules, audited_rules, planted_rules
 from strategies.rules_example import budget_rules, lengths_rules, numbers_rules, steps_rules
 from strategies.words import spell
@@ -249,6 +250,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("privacy", "data"), _delta_rules),
     (("budget", "privacy"), _budget_rules),
     (("budget", "privacy", "data"), budget_rules),
+    (("attacks", "rounds"), attack_rules),
+    (("attacks", "strategy", "privacy"), attacked_rules),
     (("engine",), _engine_rules),
     (("wire", "privacy"), _wire_rules),
 )

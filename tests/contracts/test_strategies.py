@@ -60,6 +60,8 @@ def settings(cls: type[Strategy]) -> Iterator[Strategy]:
             others = [now + 1]
         elif get_args(kind) == (float, type(None)):
             others = [0.5]
+        elif get_args(kind) == (int, type(None)):
+            others = [2]
         elif get_origin(kind) is UnionType:  # Numbers, or a word for them.
             words = [value for each in get_args(kind) if get_origin(each) is Literal for value in get_args(each)]
             others = [(0.0,), *words]
@@ -131,7 +133,13 @@ class World:
     def round(self, state: State, number: int, silos: list[int] | None = None, *, private: bool = False) -> State:
         mechanisms = self.mechanisms(private=private)
         sizes = self.strategy.channels(model().numel())
-        collector = Collector(mechanisms, sizes, expected=len(self.sizes), population=len(self.sizes))
+        collector = Collector(
+            mechanisms,
+            sizes,
+            expected=len(self.sizes),
+            population=len(self.sizes),
+            reveals=self.strategy.reveals,
+        )
         asked = list(range(len(self.sizes))) if silos is None else silos
         for chunk, request in enumerate(by_tier(self.strategy, state, number, asked)):
             partial = self.ask(request.instruction, list(request.silos), private=private)

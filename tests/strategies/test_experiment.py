@@ -80,6 +80,8 @@ CHANGES = [
     "train.batch_size=8",
     "train.learning_rate=0.2",
     "strategy={name: fedavg, proximal: 0.1}",
+    "attacks=[{name: sign_flip, fraction: 0.1}]",
+    "attacks=[{name: sign_flip, fraction: 0.2}]",
     "wire.values=float16",
     "wire={values: float16, feedback: true}",
     "privacy.silo={clip_norm: 1, epsilon: 2, delta: 1e-5}",
@@ -104,6 +106,7 @@ def test_every_key_of_every_variant_has_a_line_of_help() -> None:
         "data.standardize",
         "privacy.silo.channels",
         "strategy",
+        "attacks",
     }
 
 
