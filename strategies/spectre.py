@@ -1,9 +1,9 @@
 """SPECTRE: which rows of a table stand out, once the spread of the others is estimated robustly.
 
 Source: Hayase, Kong, Somani, Oh, "Defending Against Backdoor Attacks Using Robust Statistics", ICML 2021, arXiv
-2104.11315; its covariance is that of Diakonikolas et al. 2017 (arXiv 1703.00893), its scores ("quantum entropy") those of
-Dong, Hopkins, Li 2019 (arXiv 1906.11366). Here a row is what a silo says of its data, not a single example. Everything
-is computed in float64; the order of rows does not matter, nor does a rotation of their numbers.
+2104.11315; its covariance is that of Diakonikolas et al. 2017 (arXiv 1703.00893), its scores ("quantum entropy") are
+those of Dong, Hopkins, Li 2019 (arXiv 1906.11366). Here a row is what a silo says of its data, not a single example.
+Everything is computed in float64; the order of rows does not matter, nor does a rotation of their numbers.
 
 Two things differ from the paper, because silos are few:
 
@@ -82,7 +82,8 @@ def principal(rows: Tensor) -> Tensor:
     centred = rows.double() - rows.double().mean(0)
     left, spread, _ = torch.linalg.svd(centred, full_matrices=False)
     rank = int((spread > 1e-9 * spread[:1]).sum()) if len(spread) else 0
-    return left[:, :rank] * spread[:rank]
+    along: Tensor = left[:, :rank] * spread[:rank]
+    return along
 
 
 def _chosen(projected: Tensor, alpha: float) -> Tensor:
@@ -121,7 +122,7 @@ def weighting(spread: Tensor) -> Tensor:
     excess = float(torch.linalg.matrix_norm(spread, 2)) - 1
     if not excess >= NOTHING:
         return identity / len(spread)
-    raw = torch.linalg.matrix_exp(SHARPNESS * (spread - identity) / excess)
+    raw: Tensor = torch.linalg.matrix_exp(SHARPNESS * (spread - identity) / excess)
     return raw / raw.trace()
 
 
@@ -139,7 +140,8 @@ def whitened(rows: Tensor, kept: Tensor) -> Tensor:
     ridge = max(RIDGE * float(spread.trace()), 1e-12 * float(covariance(rows).trace())) / len(spread)
     values, vectors = torch.linalg.eigh(spread)
     scale = (values.clamp(min=0) + ridge).rsqrt()
-    return (rows - inside.mean(0)) @ (vectors * scale) @ vectors.T
+    white: Tensor = (rows - inside.mean(0)) @ (vectors * scale) @ vectors.T
+    return white
 
 
 def trimmed(rows: Tensor, alpha: float) -> Tensor:
@@ -183,4 +185,7 @@ def _moments(white: Tensor) -> Tensor:
     k = white.shape[1]
     one, other = torch.triu_indices(k, k)
     equal = (one == other).double()
-    return (white[:, one] * white[:, other] - equal) * torch.where(one == other, 1.0, math.sqrt(2.0)).double()
+    moments: Tensor = (white[:, one] * white[:, other] - equal) * torch.where(
+        one == other, 1.0, math.sqrt(2.0)
+    ).double()
+    return moments
