@@ -67,14 +67,27 @@ def scores(rows: Tensor, alpha: float, *, k: int | None = None) -> Tensor:
 
     Arguments and errors are those of `flagged`.
     """
+    projected = _projected(rows, alpha)
+    if projected.shape[1] == 0:  # All rows are alike, or there are none.
+        return torch.zeros(len(rows), dtype=torch.float64)
+    return _chosen(projected, alpha)[0] if k is None else _along(projected[:, :k], alpha)
+
+
+def standing_apart(rows: Tensor, alpha: float) -> float:
+    """How far apart the rows that stand out lie from the others: what the choice of directions is made by.
+
+    Tables of as many rows can be compared by it. Arguments and errors are those of `flagged`.
+    """
+    projected = _projected(rows, alpha)
+    return _chosen(projected, alpha)[1] if projected.shape[1] else 0.0
+
+
+def _projected(rows: Tensor, alpha: float) -> Tensor:
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha must be above 0 and below 0.5, got {alpha!r}")
     if rows.dim() != 2 or not bool(torch.isfinite(rows).all()):
         raise ValueError(f"rows has shape {tuple(rows.shape)}: a table of finite numbers is needed")
-    projected = principal(rows)
-    if projected.shape[1] == 0:  # All rows are alike, or there are none.
-        return torch.zeros(len(rows), dtype=torch.float64)
-    return _chosen(projected, alpha) if k is None else _along(projected[:, :k], alpha)
+    return principal(rows)
 
 
 def principal(rows: Tensor) -> Tensor:
@@ -86,8 +99,8 @@ def principal(rows: Tensor) -> Tensor:
     return along
 
 
-def _chosen(projected: Tensor, alpha: float) -> Tensor:
-    """The scores along as many directions as SPECTRE chooses: those whose removal leaves the rest the widest apart.
+def _chosen(projected: Tensor, alpha: float) -> tuple[Tensor, float]:
+    """The scores along as many directions as SPECTRE chooses: those that set apart the most; and how far they do.
 
     Every choice is judged in the same space, that of the most directions that the rows are enough for.
     """
@@ -99,7 +112,7 @@ def _chosen(projected: Tensor, alpha: float) -> Tensor:
         apart = _apart(projected[:, : sizes[-1]], ~worst(found, alpha))
         if apart > widest:
             best, widest = found, apart
-    return best
+    return best, widest
 
 
 def _apart(projected: Tensor, kept: Tensor) -> float:
