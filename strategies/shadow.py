@@ -5,9 +5,10 @@ Source: Wang, Hayase, Fanti, Oh, "Towards a Defense Against Federated Backdoor A
 many rounds enough poisoned updates pass. So a shadow starts fresh once the backbone has settled, learns from the silos
 that pass, and stops before much has leaked. Wherever the backbone says the target label, the shadow answers.
 
-Deviations: accuracies are averaged over rounds (`shadow_course`); the shadow restarts from the model of round 1, which
-is as untrained as a fresh one; with several candidate labels one shadow is kept, for the label whose silos stand apart
-most when the backbone settles; and until a shadow reaches `stop_floor`, the one before it answers, or the backbone.
+Deviations: accuracies are averaged over rounds (`shadow_course`). A shadow learns from when `pool` rounds of the settled
+backbone have been seen: before, it does not yet know what it is to hide. It restarts from the model of round 1, which
+is as untrained as a fresh one. With several candidate labels one shadow is kept, for the label whose silos stand apart
+most. Until a shadow reaches `stop_floor`, the one before it answers, or the backbone.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Shadow(Strategy):
 
     target: tuple[int, ...] = key((0,), at_least=0, help="the label under attack; or several, of which one is chosen")
     malicious: float = key(0.15, at_least=0, below=0.5, help="fraction of silos that may be malicious; 0: no filter")
-    pool: int = key(5, at_least=1, help="rounds whose representations are filtered together; 5 or more above 0.2")
+    pool: int = key(10, at_least=1, help="rounds whose representations are filtered together; 5 or more above 0.2")
     window: int = key(5, at_least=1, help="rounds whose accuracies are averaged before they are compared")
     settle: float = key(0.01, above=0, help="the backbone has settled when its accuracy on the target changes by less")
     floor: float = key(0.8, at_least=0, below=1, help="and when that accuracy is above this")
@@ -111,7 +112,7 @@ class Shadow(Strategy):
             "guarded": torch.tensor(-1),
             "phase": torch.tensor(int(Phase.GROWING)),
             "label": torch.tensor(0),
-            "accuracies": torch.zeros(0, labels),
+            "accuracies": torch.zeros(0),
             "shadow_accuracies": torch.zeros(0),
             "pooled": torch.zeros(0, labels, self.width),
             "present": torch.zeros(0, labels, dtype=torch.bool),
@@ -123,7 +124,7 @@ class Shadow(Strategy):
     def instruct(self, state: State, round_: int, tier: int = 0) -> Instruction:
         """The backbone; the shadow while it learns; and the model that answers for the label."""
         sent = {name: state[name] for name in ("model", "guard", "guarded") if name == "model" or _guarded(state)}
-        if state["phase"] == Phase.FILTERING:
+        if self._learning(state):
             sent["shadow"] = state["shadow"]
         return Instruction(round_, {name: value.float() for name, value in sent.items()}, tier)
 
@@ -150,45 +151,58 @@ class Shadow(Strategy):
         seen = by_silo(release.reveal())
         quiet = {"flagged": torch.zeros(0, dtype=torch.int64), "judged": torch.tensor(False)}
         after = step(self.server, {**state, **quiet}, release.mean("delta"))
-        if not seen.silos:
+        present, rates = self._claims(seen)
+        if not bool(present.any()):
             return after
-        after |= self._remembered(after, seen)
-        before = Phase(int(state["phase"]))
-        watched = after["accuracies"][:, int(state["label"])] if before else after["accuracies"].mean(1)
-        phase = self.course.next(before, watched.tolist(), after["shadow_accuracies"].tolist())
+        learning, before = self._learning(state), Phase(int(state["phase"]))
+        after |= self._remembered(after, seen, present, rates)
+        if learning:
+            if not len(after["shadow_accuracies"]):
+                after["label"] = torch.tensor(self._suspect(after))
+            said = rates[int(after["label"]), 1:]
+            after["shadow_accuracies"] = torch.cat([after["shadow_accuracies"], said])[-2 * self.window :]
+        phase = self.course.next(before, after["accuracies"].tolist(), after["shadow_accuracies"].tolist())
         if phase != before:
-            after |= self._turned(after, phase)
-        return self._shadowed(after, seen) if before == phase == Phase.FILTERING else after
+            return after | self._turned(after, phase)
+        return self._shadowed(after, seen) if learning else after
 
-    def _remembered(self, state: State, seen: Revealed) -> dict[str, Tensor]:
-        """The accuracies and representations with those of a round; claims outside [0, 1] count as its ends."""
+    def _learning(self, state: State) -> bool:
+        """Whether the shadow learns in the next round: with it, `pool` rounds of the settled backbone are known."""
+        return bool(state["phase"] == Phase.FILTERING) and _rounds(state["ages"]) + 1 >= self.pool
+
+    def _claims(self, seen: Revealed) -> tuple[Tensor, Tensor]:
+        """Who has rows of which label, `(silos, labels)` bool; and of each label both models' accuracy, `(labels, 2)`.
+
+        Every silo counts once, and a claim outside [0, 1] counts as the end it is beyond.
+        """
         claims = seen.channels[COUNTED].view(-1, len(self.target), 3).clamp(0, 1)
         present = claims[..., 2] >= 0.5
-        rates = (claims[..., :2] * present.unsqueeze(-1)).sum(0) / present.sum(0).clamp(min=1).unsqueeze(-1)
+        total = (claims[..., :2] * present.unsqueeze(-1)).sum(0)
+        return present, total / present.sum(0).clamp(min=1).unsqueeze(-1)
+
+    def _remembered(self, state: State, seen: Revealed, present: Tensor, rates: Tensor) -> dict[str, Tensor]:
+        """The backbone's accuracies and what silos showed of the last rounds, with a round's."""
         shown = seen.channels[SHOWN].view(-1, len(self.target), self.width)
         fresh = torch.zeros(len(shown), dtype=torch.int64)
         recent = state["ages"] + 1 < self.pool
-        found = {
-            "accuracies": torch.cat([state["accuracies"], rates[:, 0].unsqueeze(0)])[-2 * self.window :],
+        accuracy = rates[present.any(0), 0].mean().reshape(1)
+        return {
+            "accuracies": torch.cat([state["accuracies"], accuracy])[-2 * self.window :],
             "pooled": torch.cat([state["pooled"][recent], shown]),
             "present": torch.cat([state["present"][recent], present]),
             "ages": torch.cat([state["ages"][recent] + 1, fresh]),
         }
-        if state["phase"] == Phase.FILTERING:
-            accuracy = rates[int(state["label"]), 1].reshape(1)
-            found["shadow_accuracies"] = torch.cat([state["shadow_accuracies"], accuracy])[-2 * self.window :]
-        return found
 
     def _turned(self, state: State, phase: Phase) -> dict[str, Tensor]:
-        """What changes where a phase begins."""
+        """What changes where a phase begins; what was shown before it says nothing of what comes."""
         found = {"phase": torch.tensor(int(phase))}
-        if phase == Phase.GROWING:  # A shift: what was seen before says nothing of what comes.
-            empty = {name: state[name][:0].clone() for name in ("accuracies", "pooled", "present", "ages")}
-            return found | empty
-        if phase == Phase.FILTERING:
-            found |= {"shadow": state["initial"].clone(), "shadow_accuracies": torch.zeros(0)}
-            found["label"] = torch.tensor(self._suspect(state))
-        return found
+        if phase == Phase.STOPPED:
+            return found
+        old = ["pooled", "present", "ages", "shadow_accuracies"]
+        if phase == Phase.GROWING:
+            old.append("accuracies")
+        empty = {name: state[name][:0].clone() for name in old}
+        return found | empty | {"shadow": state["initial"].clone()}
 
     def _suspect(self, state: State) -> int:
         """The place of the label whose silos stand apart most; that of the only one."""
@@ -245,6 +259,10 @@ class Shadow(Strategy):
         if "guard" not in instruction:
             return silo.evaluate(instruction["model"])
         return silo.evaluate(instruction["model"], Guard(int(instruction["guarded"]), instruction["guard"]))
+
+
+def _rounds(ages: Tensor) -> int:
+    return int(ages.max()) + 1 if len(ages) else 0
 
 
 def _guarded(state: State) -> bool:

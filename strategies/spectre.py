@@ -34,8 +34,8 @@ SHARPNESS = 4.0
 """Of the weighting of directions: 0 weighs all alike, infinity only the one that spreads most."""
 NOTHING = 1e-3
 """Excess spread below which no direction stands out."""
-SQUARES = (1, 4, 9, 16, 25, 36)
-"""The numbers of directions to choose from; the paper goes on to 100, whose fourth moments are 5,050 numbers wide."""
+SQUARES = (1, 4, 9, 16)
+"""The numbers of directions to choose from; the paper goes on to 100, for which there are too few silos."""
 ROWS_PER_DIRECTION = 12
 """Rows that each direction needs: with fewer, every direction has rows that seem to stand out."""
 
