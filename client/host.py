@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from client.batches import Plan, plan
 from client.descent import beside
 from client.device import CPU
 from client.dpsgd import DPSGD
-from client.examples import Shards
+from client.examples import Examples, Shards
 from client.personal import PersonalStore
 from client.planted import Planted
 from client.queries import Queries
@@ -26,10 +26,22 @@ from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Evaluation, Instruction, Penalty, Rows, Split, Strategy, Update
+from strategies.base import (
+    Correction,
+    Evaluation,
+    Guard,
+    Instruction,
+    Penalty,
+    Rows,
+    Shown,
+    Split,
+    Strategy,
+    Update,
+)
 from strategies.experiment import Train
+from strategies.guarded import evaluate_served
 from strategies.layout import Layout
-from strategies.tasks import Shape, Task, evaluate
+from strategies.tasks import Shape, Task
 from strategies.traffic import crowded, message, require_kept
 
 
@@ -310,6 +322,15 @@ class Session:
         Raises:
             ValueError: not declared, or asked in this round already: nobody paid for it.
         """
+        queries, round_ = self._host.queries, self._round
+        return self._each(name, models, lambda silo, held, own: queries.answer(name, silo, round_, held, own, rows))
+
+    def represent(self, name: str, models: Tensor, *, rows: Shown) -> Tensor:
+        """A sum over what models make of rows; see `strategies.base.Silo.represent`. Errors are those of `query`."""
+        queries, round_ = self._host.queries, self._round
+        return self._each(name, models, lambda silo, held, own: queries.represent(name, silo, round_, held, own, rows))
+
+    def _each(self, name: str, models: Tensor, ask: Callable[[int, Examples, Tensor], Tensor]) -> Tensor:
         host = self._host
         if name not in host.queries.declared or name in self._asked:
             raise ValueError(
@@ -319,15 +340,12 @@ class Session:
             raise ValueError(f"query {name!r}: nobody pays for it outside of a round; ask it in `local`")
         self._asked.add(name)
         each = models.expand(len(self._silos), *models.shape[-2:])
-        answers = [
-            host.queries.answer(name, silo, self._round, host.shards.silo(silo), own, rows)
-            for silo, own in zip(self._silos, each)
-        ]
+        answers = [ask(silo, host.shards.silo(silo), own) for silo, own in zip(self._silos, each)]
         if not answers:  # A stack of no silos at all.
             return torch.zeros(0, host.queries.declared[name].size)
         return self._shaped(torch.stack(answers))
 
-    def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:
+    def evaluate(self, model: Tensor, guard: Guard | None = None) -> Mapping[str, Tensor]:
         """Loss and score on the silo's held-out rows; see `strategies.base.Silo.evaluate`."""
         host = self._host
         if host.dpsgd is not None and self._training:
@@ -335,9 +353,8 @@ class Session:
         held_out = host.held_out[self._split]
         if held_out is None:
             raise ValueError(f"data.{self._split}: 0 leaves no held-out rows to evaluate on; set it above 0")
-        rows = held_out.silo(self._silos[0])
-        single, here = host.single, model.to(host.single.device)
-        result = evaluate(host.task, single.module, single.layout, here, rows.features, rows.targets)
+        rows, single = held_out.silo(self._silos[0]), host.single
+        result = evaluate_served(host.task, single.module, model.to(single.device), guard, rows.features, rows.targets)
         return {name: torch.tensor(value) for name, value in result.items()}
 
     def _plan(self) -> tuple[Plan, streams.Keys]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from client.examples import Examples
 from client.single import SingleTrainer, layout_of_images
 from privacy import streams
 from privacy.noise import SystemNoise
 from privacy.queries import NoisyQuery
-from strategies.base import Rows
+from strategies.base import Rows, Shown
 
 BATCH = 1024  # Rows of a forward pass.
 
@@ -40,15 +41,30 @@ class Queries:
         Raises:
             ValueError: `rows` gives another shape than declared, or numbers of a row that depend on other rows.
         """
-        query, losses = self.declared[name], self._losses(held, models)
-        found = rows(losses, held.groups)
-        if tuple(found.shape) != (len(held), query.size):
-            raise ValueError(
-                f"query {name!r}: rows have shape {tuple(found.shape)}, declared {(len(held), query.size)}"
-            )
+        columns: list[Tensor | None] = [self._losses(held, models), held.groups]
+        return self._released(name, silo, round_, columns, rows)
+
+    def represent(self, name: str, silo: int, round_: int, held: Examples, models: Tensor, rows: Shown) -> Tensor:
+        """The same for what models make of rows, as `strategies.base.Silo.represent` says.
+
+        Raises:
+            ValueError: as for `answer`; or rows have no classes, or the model has no dense layer to look into.
+        """
+        if held.targets.dim() != 1 or held.targets.is_floating_point():
+            raise ValueError(f"query {name!r}: rows need one class each, their targets are {held.targets.dtype}")
+        return self._released(name, silo, round_, [*self._seen(held, models), held.targets], rows)
+
+    def _released(
+        self, name: str, silo: int, round_: int, columns: Sequence[Tensor | None], rows: Callable[..., Tensor]
+    ) -> Tensor:
+        """The sum of what `rows` makes of columns, each of a row for a row; noised where rows are private."""
+        query, held = self.declared[name], _rows(columns)
+        found = rows(*columns)
+        if tuple(found.shape) != (held, query.size):
+            raise ValueError(f"query {name!r}: rows have shape {tuple(found.shape)}, declared {(held, query.size)}")
         if not self.private:
             return found.double().sum(0).to(found.dtype)
-        _require_apart(name, found, losses, held.groups, rows)
+        _require_apart(name, found, columns, rows)
         noise = SystemNoise() if self.secret else streams.generator(self.seed, f"example query {name}", round_, silo)
         return query.release(query.total(found), noise).to(found.dtype)
 
@@ -65,10 +81,51 @@ class Queries:
                 found[at : at + BATCH, number] = single.task.losses(outputs, batch.targets.to(single.device)).cpu()
         return found
 
+    @torch.no_grad()
+    def _seen(self, held: Examples, models: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes into every model's last dense layer `(rows, models, width)`, and `(rows, models, outputs)`."""
+        single, inside, outputs = self.single, [], []
+        single.module.eval()
+        here: list[Tensor] = []
+        with _hooked(_last_dense(single.module), here):
+            for model in models:
+                single.weights.copy_(model)
+                made = []
+                for at in range(0, max(len(held), 1), BATCH):  # One pass for no rows, too: it says how wide they are.
+                    batch = held.select(slice(at, at + BATCH))
+                    made.append(single.module(layout_of_images(batch.features).to(single.device)).cpu())
+                outputs.append(torch.cat(made))
+                inside.append(torch.cat([each.cpu() for each in here]))
+                here.clear()
+        return torch.stack(inside, 1), torch.stack(outputs, 1)
 
-def _require_apart(name: str, found: Tensor, losses: Tensor, groups: Tensor | None, rows: Rows) -> None:
+
+@contextmanager
+def _hooked(layer: nn.Module, kept: list[Tensor]) -> Iterator[None]:
+    """Keeps what goes into a layer."""
+    handle = layer.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach()))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _rows(columns: Sequence[Tensor | None]) -> int:
+    return len(next(column for column in columns if column is not None))
+
+
+def _last_dense(module: nn.Module) -> nn.Module:
+    """The model's last dense layer; what goes into it is how the model sees a row."""
+    layers = [each for each in module.modules() if isinstance(each, nn.Linear)]
+    if not layers:
+        raise ValueError(f"{type(module).__name__} has no dense layer, whose input would show how it sees a row")
+    return layers[-1]
+
+
+def _require_apart(name: str, found: Tensor, columns: Sequence[Tensor | None], rows: Callable[..., Tensor]) -> None:
     """A row's numbers must be its own: clipped, they bound it only then."""
-    for half in (slice(None, len(losses) // 2), slice(len(losses) // 2, None)):
-        again = rows(losses[half], None if groups is None else groups[half])
+    middle = len(found) // 2
+    for half in (slice(None, middle), slice(middle, None)):
+        again = rows(*(None if column is None else column[half] for column in columns))
         if not torch.allclose(again, found[half], rtol=1e-5, atol=1e-7, equal_nan=True):
             raise ValueError(f"query {name!r}: a row's numbers depend on other rows; compute each from its own losses")

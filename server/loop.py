@@ -35,7 +35,7 @@ from server.sampler import CyclicCohort, Sampler
 from server.store import RunStore
 from server.turns import Carried, Charges, charged, events
 from server.unchanged import unchanged
-from strategies.base import State, Strategy
+from strategies.base import Guard, State, Strategy
 from strategies.layout import Layout
 from strategies.wire import Values
 
@@ -88,7 +88,7 @@ class Training:
         before: what was released, and charged, before round 1.
         record: bring back private numbers (training loss, clip fraction).
         every: evaluate every so many rounds, and after the last.
-        evaluate: public evaluation of a model, or None.
+        evaluate: public evaluation of a model, and of its `Guard` where the strategy has one; or None.
         identity: what a checkpoint must agree on to be resumed (experiment's digest, data's fingerprint).
         watcher: looks at every released model, or None.
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
@@ -114,7 +114,7 @@ class Training:
     before: tuple[Event, ...]
     record: bool
     every: int
-    evaluate: Callable[[Tensor], Mapping[str, float]] | None
+    evaluate: Callable[..., Mapping[str, float]] | None
     identity: Mapping[str, str]
     watcher: Watcher | None = None
     ledgers: Sequence[Ledger] = ()
@@ -319,11 +319,17 @@ def _train(
 def _evaluate(training: Training, state: State, round_: int, phases: Phases) -> dict[str, Any]:
     row: dict[str, Any] = {}
     if training.evaluate and (round_ % training.every == 0 or round_ == training.rounds):
-        row |= finite(training.evaluate(training.strategy.predictor(state)))
+        row |= finite(training.evaluate(*served(training.strategy, state)))
         if variants := training.strategy.variants(state, round_):
             row["variants"] = {name: finite(training.evaluate(model)) for name, model in variants.items()}
     phases.done("evaluate")
     return row
+
+
+def served(strategy: Strategy, state: State) -> tuple[Tensor] | tuple[Tensor, Guard]:
+    """What is evaluated: the predictor, and the model that goes with it where there is one."""
+    guard = strategy.guard(state)
+    return (strategy.predictor(state),) if guard is None else (strategy.predictor(state), guard)
 
 
 def _commit(

@@ -21,6 +21,7 @@ from client.errors import DataError
 from client.files import read_grid, require_file
 from client.tables import floats
 from strategies.experiment import Experiment
+from strategies.guarded import Guarded
 from strategies.loading import load
 from strategies.standardize import Constants
 from strategies.tasks import Shape
@@ -67,6 +68,8 @@ class Predictor:
             raise DataError(f"{path}: not the model that the run left (its SHA-256 differs); restore it from a copy")
         shape = Shape(tuple(facts["features"]), facts["outputs"])
         module = experiment.task.structure(shape)
+        if facts.get("guarded") is not None:
+            module = Guarded(module)
         try:
             module.load_state_dict(load_tensors(data))
         except (SafetensorError, RuntimeError) as error:  # load_state_dict's own word for tensors that do not fit.

@@ -18,11 +18,14 @@ from privacy.accountant import upper_epsilon
 from privacy.events import Composed, Repeated
 from server.checkpoint import atomic_write
 from server.loop import final_epsilon
+from server.loop import served as served_by
 from server.rows import finite
 from server.turns import charged
 from simulations import auditing, channels, evaluation, example_privacy, local_privacy
 from simulations.attacks import measuring
 from simulations.engines import setup
+from strategies.base import Guard
+from strategies.guarded import Guarded
 
 if TYPE_CHECKING:
     from simulations.running import ActiveRun
@@ -50,7 +53,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "privacy": _privacy(active, experiment.strategy.audited(state), rows),
         "updates": _updates(rows),
         "communication": _communication(rows, predictor.numel()),
-        "model": _model(active, predictor),
+        "model": _model(active, predictor, experiment.strategy.guard(state)),
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
         "standardize": None if active.released is None else asdict(active.released),
         "versions": versions(),
@@ -71,7 +74,7 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor, 
     """Loss and score on the public test set, and the spread over silos where private numbers may be shown."""
     measured: dict[str, Any] = {active.model.shape.metric: None, "loss": None, "per_silo": None}
     if active.training.evaluate is not None:
-        measured |= finite(active.training.evaluate(predictor))
+        measured |= finite(active.training.evaluate(*served_by(active.experiment.strategy, state)))
         variants = active.experiment.strategy.variants(state, rounds)
         measured["variants"] = {name: finite(active.training.evaluate(each)) for name, each in variants.items()}
     served = evaluation.served(active, state, rounds)
@@ -159,12 +162,13 @@ def _communication(rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, An
     return totals
 
 
-def _model(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
+def _model(active: ActiveRun, predictor: Tensor, guard: Guard | None) -> dict[str, Any]:
     """Saves the model; says what it takes and gives, so that it can be used without the data."""
     shape, federation = active.model.shape, active.federation
     return {
         "file": MODEL,
-        "sha256": _save_model(active, predictor),
+        "sha256": _save_model(active, predictor, guard),
+        "guarded": None if guard is None else guard.label,
         "features": list(shape.features),
         "outputs": shape.outputs,
         "feature_names": list(federation.feature_names),
@@ -172,10 +176,13 @@ def _model(active: ActiveRun, predictor: Tensor) -> dict[str, Any]:
     }
 
 
-def _save_model(active: ActiveRun, predictor: Tensor) -> str:
-    layout = setup.layout(active.model)
-    layout.load(active.model.module, predictor)
-    tensors = {name: value.contiguous() for name, value in active.model.module.state_dict().items()}
+def _save_model(active: ActiveRun, predictor: Tensor, guard: Guard | None) -> str:
+    layout, module = setup.layout(active.model), active.model.module
+    layout.load(module, predictor)
+    if guard is not None:
+        module = Guarded(module, label=guard.label)
+        layout.load(module.guard, guard.model)
+    tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
     data = save(tensors)
     atomic_write(active.folder / MODEL, data)
     return hashlib.sha256(data).hexdigest()

@@ -38,11 +38,12 @@ from simulations.local_privacy import noise_source, protection
 from simulations.preparing import prepare
 from simulations.shipped import find
 from strategies.backbones import frozen_digest
+from strategies.base import Guard
 from strategies.codec import encode
 from strategies.experiment import Experiment, digest
+from strategies.guarded import evaluate_served
 from strategies.loading import load
 from strategies.standardize import Constants, Private
-from strategies.tasks import evaluate
 from strategies.yaml_text import yaml_of
 
 INTERRUPTED = "interrupted"
@@ -292,19 +293,19 @@ class ActiveRun:
         privacy = self.experiment.privacy
         return privacy.silo is None and privacy.local is None and privacy.example is None
 
-    def _public_evaluation(self) -> Callable[[torch.Tensor], dict[str, float]] | None:
+    def _public_evaluation(self) -> Callable[..., dict[str, float]] | None:
         rows = self.federation.public_test
         if rows is None:
             return None
-        task, device, layout = self.experiment.task, chosen(self.experiment.engine.device), setup.layout(self.model)
+        task, device = self.experiment.task, chosen(self.experiment.engine.device)
         module = self.model.module.to(device)
         tests = attack_tests(self.experiment.attacks, rows, self.federation.train)
 
-        def measure(model: torch.Tensor) -> dict[str, float]:
+        def measure(model: torch.Tensor, guard: Guard | None = None) -> dict[str, float]:
             there = model.to(device)
-            found = evaluate(task, module, layout, there, rows.features, rows.targets)
+            found = evaluate_served(task, module, there, guard, rows.features, rows.targets)
             for name, test in tests.items():
-                found[name] = evaluate(task, module, layout, there, test.features, test.targets)["accuracy"]
+                found[name] = evaluate_served(task, module, there, guard, test.features, test.targets)["accuracy"]
             return found
 
         return measure

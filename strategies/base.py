@@ -24,6 +24,7 @@ State = Mapping[str, Tensor]
 Correction = Callable[[Tensor, Tensor], Tensor]
 Penalty = Callable[[Tensor], Tensor]
 Rows = Callable[[Tensor, Tensor | None], Tensor]
+Shown = Callable[[Tensor, Tensor, Tensor], Tensor]
 Split = Literal["validation", "test"]
 
 
@@ -91,6 +92,19 @@ class Evaluation:
     rows: tuple[int, ...]
     loss: tuple[float, ...]
     score: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A second model, which answers in place of the predictor wherever that says one class.
+
+    Attributes:
+        label: the class.
+        model: `(N,)`.
+    """
+
+    label: int
+    model: Tensor
 
 
 class Silo(Protocol):
@@ -164,7 +178,22 @@ class Silo(Protocol):
         """
         ...
 
-    def evaluate(self, model: Tensor) -> Mapping[str, Tensor]:
+    def represent(self, name: str, models: Tensor, *, rows: Shown) -> Tensor:
+        """A sum over all the silo's training rows of what models make of them; released, and priced, as by `query`.
+
+        Args:
+            name: as for `query`.
+            models: as for `query`.
+            rows: turns what goes into each model's last dense layer `(rows, models, width)`, its outputs
+                `(rows, models, classes)` and the classes of rows `(rows,)` into what each row adds `(rows, size)`. A
+                row's numbers must follow from its own alone.
+
+        Returns:
+            The sum, `(size,)` or `(silos, size)`.
+        """
+        ...
+
+    def evaluate(self, model: Tensor, guard: Guard | None = None) -> Mapping[str, Tensor]:
         """Loss and score of a model on the silo's own held-out rows, each `()` or `(silos,)`; private."""
         ...
 
@@ -242,6 +271,10 @@ class Strategy:
     def audited(self, state: State) -> Tensor:
         """Where canaries are looked for, `(N,)`: what the releases moved, of which no less may be known than is."""
         return self.predictor(state)
+
+    def guard(self, state: State) -> Guard | None:
+        """A second model that is evaluated, saved and served with the predictor, as one; None: there is none."""
+        return None
 
     def variants(self, state: State, round_: int) -> Mapping[str, Tensor]:
         """Other models `(N,)` worth looking at beside the predictor after a round, by name."""

@@ -41,6 +41,7 @@ def _load() -> None:
         rank_tiers,
         robust,
         robust_filters,
+        shadow,
     )
 
 

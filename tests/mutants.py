@@ -1674,7 +1674,7 @@ MUTANTS = (
     Mutant(
         "queries: rows that depend on others",
         "client/queries.py",
-        "_require_apart(name, found, losses, held.groups, rows)",
+        "_require_apart(name, found, columns, rows)",
         "pass",
     ),
     Mutant(

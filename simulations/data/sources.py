@@ -93,6 +93,18 @@ def fashion_mnist(group: str | None) -> tuple[Table, Table]:
     return read("train"), read("t10k")
 
 
+def fashion_small(group: str | None) -> tuple[Table, Table]:
+    """Fashion-MNIST with each 2 x 2 pixels averaged: images `(1, 14, 14)`."""
+    from dataclasses import replace
+
+    from torch.nn.functional import avg_pool2d
+
+    table, official = fashion_mnist(group)
+    return replace(table, features=avg_pool2d(table.features, 2)), replace(
+        official, features=avg_pool2d(official.features, 2)
+    )
+
+
 def fashion_shifted(group: str | None) -> tuple[Table, Table]:
     """The garments that the backbone `fashion_upright` never saw and the official test set, a quarter turn."""
     from simulations.data.backbones import GARMENTS, turned
@@ -138,6 +150,9 @@ SOURCES: dict[str, Source] = {
     ),
     "mnist5k": Source("5,000 MNIST digits of 28 x 28 pixels, 10 classes", mnist5k),
     "fashion_mnist": Source("60,000 + 10,000 garments of 28 x 28 pixels, 10 classes; own test set", fashion_mnist),
+    "fashion_mnist:small": Source(
+        "60,000 + 10,000 garments of 14 x 14 pixels, 10 classes; own test set", fashion_small
+    ),
     "fashion_mnist:shifted": Source(
         "30,000 + 10,000 garments turned by 90 degrees, none of backbone fashion_upright; own test set", fashion_shifted
     ),
