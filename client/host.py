@@ -16,6 +16,7 @@ from client.examples import Shards
 from client.personal import PersonalStore
 from client.planted import Planted
 from client.queries import Queries
+from client.reweighting import known_by
 from client.rounding import Rounding
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
@@ -25,7 +26,7 @@ from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Evaluation, Instruction, Penalty, Rows, Split, Strategy
+from strategies.base import Correction, Evaluation, Instruction, Penalty, Reweight, Rows, Split, Strategy
 from strategies.experiment import Train
 from strategies.layout import Layout
 from strategies.tasks import Shape, Task, evaluate
@@ -80,7 +81,7 @@ class SiloHost:
             raise ValueError("rounding: feedback needs a store of personal vectors to keep residuals in")
         self.local, self.rounding = local, rounding
         self.strategy, self.task, self.train, self.seed, self.personal = strategy, task, train, seed, personal
-        self.shards, self.metric = shards, shape.metric
+        self.shards, self.metric = known_by(strategy, shards), shape.metric
         self.held_out: Mapping[Split, Shards | None] = {"test": held_out, "validation": validation}
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
         self.single = SingleTrainer(module, task, train, device=device)
@@ -217,26 +218,44 @@ class Session:
     def _shaped(self, values: Tensor) -> Tensor:
         return values if self._stacked else values[0]
 
-    def fit(self, start: Tensor, *, correct: Correction | None = None, penalty: Penalty | None = None) -> Tensor:
+    def fit(
+        self,
+        start: Tensor,
+        *,
+        correct: Correction | None = None,
+        penalty: Penalty | None = None,
+        reweight: Reweight | None = None,
+    ) -> Tensor:
         """Trains from `start`; see `strategies.base.Silo.fit`."""
         host = self._host
         if host.dpsgd is not None:
-            return self._private_fit(host.dpsgd, start, correct, penalty)
+            return self._private_fit(host.dpsgd, start, correct, penalty, reweight)
         batches, keys = self._plan()
         correct = beside(correct, penalty)
         self._fits += 1
         trainer: SingleTrainer | StackedTrainer
         if self._stacked and host.stack is not None:
             trainer = host.stack
-            trained = trainer.fit(start, host.shards.rows, batches, correct=correct, record=self._record)
+            trained = trainer.fit(
+                start, host.shards.rows, batches, correct=correct, reweight=reweight, record=self._record
+            )
         else:
             trainer, key = host.single, int(keys[0] >> np.uint64(1))
-            trained = trainer.fit(start, host.shards.rows, batches, correct=correct, key=key, record=self._record)
+            trained = trainer.fit(
+                start, host.shards.rows, batches, correct=correct, reweight=reweight, key=key, record=self._record
+            )
         self.losses += trainer.losses
         trainer.losses = []
         return trained
 
-    def _private_fit(self, dpsgd: DPSGD, start: Tensor, correct: Correction | None, penalty: Penalty | None) -> Tensor:
+    def _private_fit(
+        self,
+        dpsgd: DPSGD,
+        start: Tensor,
+        correct: Correction | None,
+        penalty: Penalty | None,
+        reweight: Reweight | None,
+    ) -> Tensor:
         host = self._host
         trained, losses = dpsgd.fit(
             start,
@@ -248,6 +267,7 @@ class Session:
             fit=self._fits,
             correct=correct,
             penalty=penalty,
+            reweight=reweight,
             record=self._record,
         )
         self._fits += 1
