@@ -74,7 +74,7 @@ def read_adult(path: Path, columns: dict[str, tuple[str, ...]], group: str | Non
     table = tabulate(grid, kind="classification", target=INCOME, group=group, categories=public)
     scale = torch.tensor([SCALES.get(name, 1.0) for name in table.feature_names])
     note = f"{LEFT_OUT} left out; categories as documented; numbers divided by public constants: " + ", ".join(
-        f"{name} / {constant:g}" for name, constant in SCALES.items()
+        f"{name} / {constant:g}" for name, constant in SCALES.items() if name in table.feature_names
     )
     return replace(table, features=table.features / scale, notes=(*table.notes, note))
 
