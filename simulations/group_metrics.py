@@ -76,7 +76,7 @@ def groups(
         return found
     everyone = torch.ones_like(rows.targets, dtype=torch.bool)
     found["demographic_parity_difference"] = _apart(predicted, rows.groups, [everyone], len(names))
-    classes = [rows.targets == label for label in rows.targets.unique().tolist()]
+    classes = [rows.targets == label for label in sorted(set(rows.targets.tolist()))]
     return found | {"equalized_odds_difference": _apart(predicted, rows.groups, classes, len(names))}
 
 
@@ -107,7 +107,7 @@ def _apart(predicted: Tensor, groups: Tensor, among: Sequence[Tensor], count: in
     largest: float | None = None
     for rows in among:
         parts = [predicted[rows & (groups == number)] for number in range(count)]
-        for label in predicted.unique().tolist():
+        for label in sorted(set(predicted.tolist())):
             rates = [float((part == label).double().mean()) for part in parts if len(part)]
             if len(rates) > 1:
                 largest = max(largest or 0.0, max(rates) - min(rates))

@@ -345,8 +345,8 @@ def test_g4_the_convex_problem_is_solved_as_scipy_solves_it() -> None:
     assert np.abs(lam.numpy() - truth).max() <= 0.03
     assert float((lam * violations).abs().max()) <= 1e-3
     assert 0 <= saddle.nu(model, lam) <= 1e-2
-    # On other draws of the rows .880 fell to .752, and F rose by at most .012; the group has some 230 rows, whose losses
-    # have a standard deviation near 0.9, so another draw is within 3 * 0.9 / 230**0.5 = 0.18 but for one time in 370.
+    # On other draws of the rows .880 fell to .752, and F rose by at most .012. The group has some 230 rows, whose
+    # losses have a standard deviation near 0.9: but for one time in 370, a draw is within 3 * 0.9 / 230**0.5 = 0.18.
     assert own.erm == pytest.approx(0.880, abs=0.18)
     assert own.zeta == pytest.approx(0.752, abs=0.18)
     assert float(saddle.objective(model) - saddle.objective(erm)) <= 0.012
