@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CARRIERS := mnist5k fashion_mnist shakespeare adult schools minilm healthtweets
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test integration mutants bench fmt clean
+.PHONY: help .venv demo test integration mutants bench figures fmt clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ mutants: $(STAMP)  ## break the source on purpose, line by line, and see that te
 
 bench: $(STAMP)  ## how fast rounds are, against a plain PyTorch loop
 	$(BIN)/python -m simulations.benchmarks.engine $(ARGS)
+
+figures: export OMP_NUM_THREADS := 1
+figures: $(STAMP)  ## run the studies whose pictures the README shows, and put those in their place (an hour)
+	@for name in flasc mr_mtl mean_estimation; do \
+		$(BIN)/confide study $$name --workers $(JOBS) --out runs/figures-$$name || test $$? -eq 1 || exit 1; \
+		cp runs/figures-$$name/*.svg simulations/studies/figures/ || exit 1; \
+	done
 
 fmt: $(STAMP)  ## format the source and mend what the linter can
 	$(BIN)/ruff format --quiet .

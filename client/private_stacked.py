@@ -116,8 +116,7 @@ class PrivateStackedTrainer:
         In double precision: gradient and pull may cancel, and what single precision leaves of two long vectors would be
         clipped by a norm that is too small.
         """
-        values, slopes = [value.double() for value in values], {at: slope.double() for at, slope in slopes.items()}
-        pull = pull.double()
+        values, slopes, pull = _wide(values, slopes, pull)
         inner = [
             (slopes[number] * (torch.bmm(values[number], own.weight.transpose(1, 2)) + own.bias.unsqueeze(1))).sum(-1)
             for number, own in enumerate(self.dense.dense(pull))
@@ -127,6 +126,13 @@ class PrivateStackedTrainer:
         times = factors.sum(1, keepdim=True)
         shared = torch.where(times > 0, times * pull, 0.0)  # A pull that is not finite went with its rows.
         return _weighted(values, slopes, factors) + shared
+
+
+def _wide(
+    values: Sequence[Tensor], slopes: dict[int, Tensor], pull: Tensor
+) -> tuple[list[Tensor], dict[int, Tensor], Tensor]:
+    """All in double precision."""
+    return [value.double() for value in values], {at: slope.double() for at, slope in slopes.items()}, pull.double()
 
 
 def _squares(values: Sequence[Tensor], slopes: dict[int, Tensor]) -> Tensor:

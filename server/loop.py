@@ -284,13 +284,13 @@ def _train(
         raise Diverged(f"round {round_}: all {refused} updates were refused: {reason}; mend the strategy or its rates")
     phases.done("train")
     release = collector.release(training.noise, stream=("noise", round_))
-    before = strategy.predictor(state)
+    before = strategy.audited(state)
     state = strategy.aggregate(state, release, streams.generator(training.seed, "aggregate", round_))
-    if not bool(torch.isfinite(strategy.predictor(state)).all()):
+    if not bool(torch.isfinite(strategy.audited(state)).all()):
         raise Diverged(f"round {round_}: the model is no longer finite; lower train.learning_rate or the server's")
     phases.done("aggregate")
     if training.watcher is not None:
-        training.watcher.see(before, strategy.predictor(state))
+        training.watcher.see(before, strategy.audited(state))
         phases.done("audit")
     row = {"round": round_, "cohort": len(cohort)} | counts(
         collector.tally, training.mechanisms, requests, record=training.record, values=training.values

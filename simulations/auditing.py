@@ -103,31 +103,31 @@ def iterates_off(privacy: Privacy, size: int) -> str:
     return ""
 
 
-def audit(active: ActiveRun, predictor: Tensor, claimed: Mapping[str, Any] | None) -> dict[str, Any]:
+def audit(active: ActiveRun, final: Tensor, claimed: Mapping[str, Any] | None) -> dict[str, Any]:
     """Scores canaries, writes audit.json where there were any, and says what it means, as result.json holds it.
 
     Args:
         active: the run.
-        predictor: its final model `(N,)`.
+        final: what its strategy has audited, after the last round, `(N,)`.
         claimed: the claim for silos, as result.json holds it; None without one.
     """
     from server.checkpoint import atomic_write
     from simulations.example_audit import records
 
-    silo = None if claimed is None else _silo_record(active, predictor, claimed)
+    silo = None if claimed is None else _silo_record(active, final, claimed)
     audited = Audited(silo, records(active))
     if audited.silo is not None or audited.examples:
         atomic_write(active.folder / FILE, encode(audited).encode())
     return results(audited)
 
 
-def _silo_record(active: ActiveRun, predictor: Tensor, claimed: Mapping[str, Any]) -> Record | None:
+def _silo_record(active: ActiveRun, final: Tensor, claimed: Mapping[str, Any]) -> Record | None:
     from server.iterates import MaximalCosines
 
     settings = active.experiment.privacy.audit
-    if not settings.canaries or not bool((predictor - active.model.start).any()):
+    if not settings.canaries or not bool((final - active.model.start).any()):
         return None
-    change = predictor - active.model.start if settings.reference == "start" else predictor
+    change = final - active.model.start if settings.reference == "start" else final
     found = active.training.watcher
     claim, compared_with = _claim(active, claimed)
     return Record(

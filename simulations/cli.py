@@ -27,10 +27,11 @@ from simulations.commands import plan as plan_
 from simulations.commands import predict as predict_
 from simulations.commands import report as report_
 from simulations.commands import run as run_
+from simulations.commands import study as study_
 from simulations.commands import sweep as sweep_
 
 COMMANDS = (
-    *(run_, sweep_, plan_, epsilon_, explain_, audit_, compare_, ledger_, predict_),
+    *(run_, sweep_, study_, plan_, epsilon_, explain_, audit_, compare_, ledger_, predict_),
     *(report_, init_, config_, list_, data_, doctor_),
 )
 

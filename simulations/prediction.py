@@ -108,7 +108,9 @@ class Predictor:
         with torch.inference_mode():
             outputs = torch.cat([self.module(batch) for batch in torch.split(features, BATCH)])
         if self.shape.outputs == 1:
-            return [{"prediction": value} for value in outputs.squeeze(-1).tolist()]
+            units = self.experiment.data.target_scale
+            values = outputs.squeeze(-1) if units is None else outputs.squeeze(-1) * units.std + units.mean
+            return [{"prediction": value} for value in values.tolist()]
         logits = outputs[:, -1] if outputs.dim() == 3 else outputs
         best = logits.softmax(-1).max(-1)
         return [

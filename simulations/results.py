@@ -45,13 +45,13 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "seed": experiment.seed,
         "engine": experiment.engine.kind,
         "metrics": _metrics(active, state, predictor),
-        "privacy": _privacy(active, predictor, rows),
+        "privacy": _privacy(active, experiment.strategy.audited(state), rows),
         "updates": _updates(rows),
         "communication": _communication(rows, predictor.numel()),
         "model": _model(active, predictor),
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
         "standardize": None if active.released is None else asdict(active.released),
-        "versions": _versions(),
+        "versions": versions(),
         "strategy_report": _reported(experiment.strategy.report(state)),
         "stopped": active.stopped,
         "silos": len(active.federation.train),
@@ -94,7 +94,7 @@ def _reported(numbers: Mapping[str, Reported]) -> dict[str, Any]:
     }
 
 
-def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _privacy(active: ActiveRun, audited: Tensor, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     plan, silo = active.plan, active.experiment.privacy.silo
     found: dict[str, Any] = {"silo": None, "local": None, "example": None, **_cumulative(active)}
     if plan.local is not None:
@@ -102,7 +102,7 @@ def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, A
     if plan.example is not None and active.silo_ledger is not None:
         found["example"] = example_privacy.claimed(plan.example, active.silo_ledger)
     if silo is None:
-        return found | auditing.audit(active, predictor, None)
+        return found | auditing.audit(active, audited, None)
     spent = final_epsilon(active.training, active.ledger)
     claimed = {
         "epsilon_lower": _number(spent.lower),
@@ -116,7 +116,7 @@ def _privacy(active: ActiveRun, predictor: Tensor, rows: Sequence[Mapping[str, A
         "charged_rounds": active.ledger.charges("silo"),
         "epsilon_planned": _planned(active, len(rows), spent.upper),
     }
-    return found | {"silo": claimed} | auditing.audit(active, predictor, claimed)
+    return found | {"silo": claimed} | auditing.audit(active, audited, claimed)
 
 
 def _planned(active: ActiveRun, rounds: int, spent: float) -> float | None:
@@ -197,7 +197,8 @@ def _stamps(active: ActiveRun) -> list[str]:
     return stamps
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide numbers."""
     return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
 
 

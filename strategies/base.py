@@ -253,6 +253,10 @@ class Strategy:
         """The model that is evaluated, saved and served, `(N,)`."""
         return state["model"]
 
+    def audited(self, state: State) -> Tensor:
+        """Where canaries are looked for, `(N,)`: what the releases moved, of which no less may be known than is."""
+        return self.predictor(state)
+
     def variants(self, state: State, round_: int) -> Mapping[str, Tensor]:
         """Other models `(N,)` worth looking at beside the predictor after a round, by name."""
         return {}

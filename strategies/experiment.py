@@ -47,6 +47,14 @@ def _standardize() -> Mapping[str, type[Any]]:
 FILES = ("csv", "npz")  # What `name` may say beside a path.
 
 
+@dataclass(frozen=True, kw_only=True)
+class TargetScale:
+    """Regression in units of public constants: (target - mean) / std."""
+
+    mean: float = key(help="public constant taken from every target; never computed from the rows")
+    std: float = key(above=0, help="public constant that every target is then divided by, likewise")
+
+
 @dataclass(frozen=True)
 class Data:
     """What the silos hold, and how it is dealt to them."""
@@ -64,6 +72,7 @@ class Data:
         None, variants=_partitions, help="how rows are dealt to silos; null: column where silo names one, else iid"
     )
     standardize: Standardize = key("none", variants=_standardize, help="how features are centred and scaled")
+    target_scale: TargetScale | None = key(None, help="regression: targets by public mean and std; null: as they are")
     public_test: float = key(0.2, at_least=0, at_most=1, help="fraction of all rows that is public, to test on")
     validation: float = key(0.0, at_least=0, below=1, help="fraction of each silo's rows held out to choose with")
     test: float = key(0.0, at_least=0, below=1, help="fraction of each silo's rows held out to test on")

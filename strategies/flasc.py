@@ -51,6 +51,10 @@ class FLASC(Strategy):
             return [f"strategy.tier_of: {found}; list them in tiers"]
         return []
 
+    def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
+        """The initial model, whole."""
+        return {"model": model, "round": torch.zeros((), dtype=torch.int64)}
+
     def tier(self, silo: int) -> int:
         """As listed, else silos take turns; a silo beyond the list is in the first tier."""
         if self.tier_of:
@@ -75,11 +79,25 @@ class FLASC(Strategy):
 
     def aggregate(self, state: State, release: Release, rng: torch.Generator) -> State:
         """One step of the server optimizer along the mean delta; with momentum it moves also what nobody sent."""
-        return step(self.server, state, release.mean("delta"))
+        return {**step(self.server, state, release.mean("delta")), "round": state["round"] + 1}
+
+    def predictor(self, state: State) -> Tensor:
+        """The model as the silos with the best links will get it.
+
+        Only what travels is trained together: the server's optimizer moves the other numbers, too, but nobody has seen
+        what the model does with them.
+        """
+        best = max(range(len(self.tiers) or 1), key=lambda tier: self.tiers[tier].down if self.tiers else 1.0)
+        return self.instruct(state, int(state["round"]) + 1, best)["model"]
+
+    def audited(self, state: State) -> Tensor:
+        """All that the server holds: what did not travel today may travel tomorrow."""
+        return state["model"]
 
     def variants(self, state: State, round_: int) -> Mapping[str, Tensor]:
-        """The model as the silos of the first tier see it in the next round."""
-        return {"sparse": self.instruct(state, round_ + 1)["model"]}
+        """All that the server holds, where that is more than what it serves."""
+        served = self.predictor(state)
+        return {} if torch.equal(served, state["model"]) else {"dense": state["model"]}
 
     def _count(self, size: int, round_: int, tier: int, *, up: bool) -> int:
         """How many of `size` numbers travel: floor(size * density), and one at least."""

@@ -51,6 +51,10 @@ class IFCA(Strategy):
         """The changes of all models, of which a silo sends one, and who chose which."""
         return {"delta": self.clusters * size, "chosen": self.clusters}
 
+    def kept(self, layout: Layout, round_: int, tier: int) -> Mapping[str, int]:
+        """The change of one model."""
+        return {"delta": layout.size}
+
     def personal(self, size: int) -> Mapping[str, int]:
         """The silo's cluster, and its own model where it has one."""
         return {"cluster": 1} | ({} if self.lam is None else {"model": size})

@@ -41,11 +41,24 @@ class MRMTL(Strategy):
     proximal: Literal["outside", "inside"] = key(
         "outside", help="the pull acts after the noise, or in every example's gradient before it is clipped"
     )
+    mean: Literal["uniform", "precision"] = key(
+        "uniform",
+        help="all models alike, or each by 1 / (variance of its noise in a step + apart): one lam, own noises",
+    )
+    apart: float = key(0.0, at_least=0, help="mean: precision: added to every silo's variance; large: all alike")
     warmup: int = key(10, at_least=2, help="lam: auto: rounds without a pull, which show how far silos are apart")
+
+    def problems(self, *, private: bool) -> list[str]:
+        """Weights by a noise that is not there."""
+        if self.mean == "precision" and not private:
+            return ["strategy.mean: precision goes by the noise of privacy.example, which is missing; use uniform"]
+        return []
 
     def misfits(self, experiment: Experiment, silos: int) -> list[str]:
         """A number per silo, steps that are stable, and for `auto` noise to go by."""
         train = experiment.train
+        if found := self._mean_misfits(experiment):
+            return found
         if self.lam == "auto":
             return self._auto_misfits(experiment, silos)
         if self.lam == "inf":
@@ -59,6 +72,18 @@ class MRMTL(Strategy):
                 "lower either, or use inf"
             ]
         return []
+
+    def _mean_misfits(self, experiment: Experiment) -> list[str]:
+        if self.mean == "uniform":
+            return []
+        found, privacy = [], experiment.privacy
+        if privacy.example is None or privacy.silo is not None or privacy.local is not None:
+            found.append("strategy.mean: precision goes by the noise of privacy.example alone; use uniform")
+        if experiment.cohort.sampling != "all":
+            found.append("strategy.mean: precision weighs all silos in every round; use cohort.sampling: all")
+        if self.lam == "auto" or (self.lam != "inf" and len(self.lam) > 1):
+            found.append("strategy.mean: a lam of each silo's own weighs the mean already; use uniform, or one lam")
+        return found
 
     def _auto_misfits(self, experiment: Experiment, silos: int) -> list[str]:
         train, found = experiment.train, []
@@ -76,7 +101,8 @@ class MRMTL(Strategy):
 
     def channels(self, size: int) -> Mapping[str, int]:
         """The change of the silo's model; for `auto` also how far it came, and its noise."""
-        return {"delta": size} | ({"spread": 3} if self.lam == "auto" else {})
+        weighed = {"weight": 1} if self.mean == "precision" else {}
+        return {"delta": size} | ({"spread": 3} if self.lam == "auto" else {}) | weighed
 
     def personal(self, size: int) -> Mapping[str, int]:
         """The silo's model; for `auto` also as it was in the middle of the warm-up."""
@@ -85,6 +111,8 @@ class MRMTL(Strategy):
     def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         """All silos, late ones too, start where the mean does."""
         state = {"mean": model, "initial": model.clone()}
+        if self.mean == "precision":
+            state |= {"weight": torch.zeros(1)}
         if self.lam == "auto":
             state |= {"round": torch.zeros(1, dtype=torch.int64), "half": model.clone(), "seen": torch.zeros(4)}
         return state
@@ -112,12 +140,19 @@ class MRMTL(Strategy):
             after = silo.fit(before, correct=lambda weights, gradient: gradient + pull(weights))
         silo.state["model"] = after
         channels = {"delta": after - before}
+        if self.mean == "precision":
+            weight = 1.0 / (silo.step_noise.square() + self.apart).unsqueeze(-1)
+            channels = {"delta": weight * (after - before), "weight": weight}
         if self.lam == "auto":
             channels["spread"] = self._spread(silo, instruction, after)
         return Update(channels)
 
     def aggregate(self, state: State, release: Release, rng: torch.Generator) -> State:
         """Moves the mean by the changes of all, those of silos not asked being zero."""
+        if self.mean == "precision":
+            # Of all silos: where an update was refused, its weight is missing from this sum, not from the mean.
+            weight = torch.maximum(state["weight"], release.sum("weight"))
+            return {**state, "weight": weight, "mean": state["mean"] + release.sum("delta") / weight}
         mean = state["mean"] + release.sum("delta") / release.population
         after = {name: value.clone() for name, value in state.items()} | {"mean": mean}
         if self.lam != "auto":

@@ -27,6 +27,10 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...]]]:
+        """From another process it comes with its problems, not with the letters of its text."""
+        return type(self), (self.problems,)
+
 
 def key(
     default: Any = dataclasses.MISSING,

@@ -1272,8 +1272,8 @@ MUTANTS = (
     Mutant(
         "the grid forgives an upper end below the truth",
         "simulations/studies/accountant_grid.py",
-        'all(row["upper"] >= row["reference_lower"] for row in known)',
-        'any(row["upper"] >= row["reference_lower"] for row in known)',
+        'sum(not row["upper"] >= row["reference_lower"] for row in known)',
+        'sum(row["upper"] < 0.5 * row["reference_lower"] for row in known)',
     ),
     Mutant(
         "sparse: noise only where something was sent",
@@ -1308,8 +1308,14 @@ MUTANTS = (
     Mutant(
         "flasc: pruned for good",
         "strategies/flasc.py",
-        'return step(self.server, state, release.mean("delta"))',
-        'return step(self.server, {**state, "model": self.instruct(state, 1)["model"]}, release.mean("delta"))',
+        "return {**step(self.server, state, ",
+        'return {**step(self.server, {**state, "model": self.predictor(state)}, ',
+    ),
+    Mutant(
+        "flasc: canaries are looked for in what travels",
+        "strategies/flasc.py",
+        'today may travel tomorrow."""\n        return state["model"]',
+        'today may travel tomorrow."""\n        return self.predictor(state)',
     ),
     Mutant(
         "flasc: the smallest numbers travel",
@@ -1684,6 +1690,12 @@ MUTANTS = (
         "times = real.sum(1, keepdim=True)",
     ),
     Mutant(
+        "penalty: norms in single precision",
+        "client/private_stacked.py",
+        "values, slopes, pull = _wide(values, slopes, pull)",
+        "values = list(values)",
+    ),
+    Mutant(
         "penalty: hooks leave it out",
         "client/example_sums.py",
         "each = [own + part for own, part in zip(each, pull, strict=True)]",
@@ -1820,6 +1832,72 @@ MUTANTS = (
         "strategies/rules.py",
         "if data.silo is not None and not by_column and not data.named:",
         "if data.silo is not None and by_column and not data.named:",
+    ),
+    Mutant(
+        "study: a criterion without a number passes",
+        "simulations/studies/findings.py",
+        'return self.measured >= self.threshold if self.relation == ">=" else self.measured <= self.threshold',
+        'return not (self.measured < self.threshold if self.relation == ">=" else self.measured > self.threshold)',
+    ),
+    Mutant(
+        "study: one run that failed is passed over",
+        "simulations/studies/findings.py",
+        "return max(values) if values and not any(map(math.isnan, values)) else math.nan",
+        "return max(values) if values else math.nan",
+    ),
+    Mutant(
+        "study: a failing criterion is no failure",
+        "simulations/commands/study.py",
+        "return OK if findings.passed else FAILED",
+        "return OK",
+    ),
+    Mutant(
+        "study: cells of other code",
+        "simulations/studies/cells.py",
+        '"code": code(),',
+        '"code": "",',
+    ),
+    Mutant(
+        "study: test rows choose",
+        "simulations/studies/mr_mtl_shown.py",
+        "return min(pairs, key=lambda pair: pair[0])",
+        "return min(pairs, key=lambda pair: pair[1])",
+    ),
+    Mutant(
+        "study: an end of the path wins",
+        "simulations/studies/mr_mtl_shown.py",
+        "if not 0 < self.best(data, epsilon) < len(self.lambdas) - 1:",
+        "if not 0 <= self.best(data, epsilon) <= len(self.lambdas) - 1:",
+    ),
+    Mutant(
+        "study: dense LoRA may send more",
+        "simulations/studies/flasc_shown.py",
+        "if sent[index] <= most]",
+        "if sent[index] <= 2 * most]",
+    ),
+    Mutant(
+        "another scale of targets is other data",
+        "simulations/data/federation.py",
+        "fingerprint=identity,",
+        "fingerprint=fingerprint(source, official),",
+    ),
+    Mutant(
+        "predictions in the units of the scale",
+        "simulations/prediction.py",
+        "outputs.squeeze(-1) if units is None else outputs.squeeze(-1) * units.std + units.mean",
+        "outputs.squeeze(-1)",
+    ),
+    Mutant(
+        "personalised: a precise silo counts as much as any",
+        "strategies/mr_mtl.py",
+        "weight = 1.0 / (silo.step_noise.square() + self.apart).unsqueeze(-1)",
+        "weight = 1.0 / (0 * silo.step_noise + 1.0).unsqueeze(-1)",
+    ),
+    Mutant(
+        "personalised: weights of those who arrived",
+        "strategies/mr_mtl.py",
+        'torch.maximum(state["weight"], release.sum("weight"))',
+        'release.sum("weight")',
     ),
 )
 

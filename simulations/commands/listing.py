@@ -11,7 +11,7 @@ from simulations.commands.shared import format_argument, load_code, plugin_argum
 from simulations.shipped import CONFIGS, shipped
 
 NAME = "list"
-HELP = "strategies, tasks, data sets, backbones, partitions, server optimizers and shipped configs"
+HELP = "strategies, tasks, data sets, backbones, partitions, server optimizers, shipped configs and studies"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,7 @@ def choices() -> dict[str, dict[str, str]]:
     """Every registry: title to name to what it is."""
     from simulations.data import backbones  # noqa: F401  Importing it registers them.
     from simulations.data.sources import SOURCES
+    from simulations.studies.registry import load
     from strategies.backbones import BACKBONES
     from strategies.optimizers import OPTIMIZERS
     from strategies.partitions import PARTITIONS
@@ -54,6 +55,7 @@ def choices() -> dict[str, dict[str, str]]:
         "standardize": _first_lines(STANDARDIZE),
         "server optimizers": _first_lines(OPTIMIZERS),
         "configs": {name: _heading(name) for name in shipped()},
+        "studies": {name: study.about for name, study in load().items()},
     }
 
 

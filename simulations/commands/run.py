@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,15 @@ from typing import TYPE_CHECKING
 from simulations.commands import ALARM, BUDGET, INTERRUPTED, OK, output, summary
 from simulations.commands.interrupt import Interrupt
 from simulations.commands.progress import watch
-from simulations.commands.shared import config_argument, dataset_argument, format_argument, load_code, read, read_rows
+from simulations.commands.shared import (
+    config_argument,
+    dataset_argument,
+    format_argument,
+    load_code,
+    read,
+    read_rows,
+    seeds_of,
+)
 from simulations.words import audit as audit_words
 from strategies.schema import ConfigError
 
@@ -23,7 +30,6 @@ if TYPE_CHECKING:
 
 NAME = "run"
 HELP = "run an experiment, or go on with one"
-MOST_SEEDS = 1000
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +54,7 @@ def execute(args: argparse.Namespace) -> int:
         from simulations.folders import reopen
 
         return _single(args, reopen(args.resume, _engine(args)), args.resume, resume=True)
-    seeds = _seeds(args.seeds) if args.seeds is not None else None
+    seeds = seeds_of(args.seeds) if args.seeds is not None else None
     experiment = read(args, _engine(args))
     from simulations.folders import default_folder
 
@@ -74,18 +80,6 @@ def _engine(args: argparse.Namespace) -> list[str]:
         lines.append("engine.workers=null")  # A config for the pool may name a number that means nothing here.
     lines += [f"engine.workers={args.workers}"] if args.workers is not None else []
     return lines + ([f"engine.stacked='{args.stacked}'"] if args.stacked else [])  # YAML reads a bare off as false.
-
-
-def _seeds(text: str) -> list[int]:
-    """`0..4` or `0,3,7` as seeds."""
-    if match := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", text):
-        first, last = map(int, match.groups())
-        seeds = list(range(first, min(last, first + MOST_SEEDS) + 1))
-    else:
-        seeds = [int(part) for part in text.split(",")] if re.fullmatch(r"\d{1,18}(,\d{1,18})*", text) else []
-    if not 1 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
-        raise ConfigError([f"--seeds: write 0..4 or 0,3,7 (up to {MOST_SEEDS} different seeds), found {text[:40]!r}"])
-    return seeds
 
 
 def _single(args: argparse.Namespace, experiment: Experiment, folder: Path, *, resume: bool = False) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from strategies.schema import ConfigError
 if TYPE_CHECKING:
     from client.tables import Table
     from strategies.experiment import Experiment
+
+MOST_SEEDS = 1000
 
 
 def config_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -99,3 +102,15 @@ def _look_here() -> None:
     """Lets modules that are named on the command line lie in the folder where it is given."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
+
+
+def seeds_of(text: str) -> list[int]:
+    """`0..4` or `0,3,7` as seeds."""
+    if match := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", text):
+        first, last = map(int, match.groups())
+        seeds = list(range(first, min(last, first + MOST_SEEDS) + 1))
+    else:
+        seeds = [int(part) for part in text.split(",")] if re.fullmatch(r"\d{1,18}(,\d{1,18})*", text) else []
+    if not 1 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise ConfigError([f"--seeds: write 0..4 or 0,3,7 (up to {MOST_SEEDS} different seeds), found {text[:40]!r}"])
+    return seeds

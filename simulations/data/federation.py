@@ -17,7 +17,7 @@ from client.files import read_csv, read_npz
 from client.tables import Kind, Table
 from privacy.streams import generator
 from simulations.data import folders, sources
-from simulations.data.splits import deal, draw_public, finish, hold_out, scale
+from simulations.data.splits import deal, draw_public, finish, hold_out, scale, scaled
 from strategies.experiment import Data
 
 SPLITS = ("train", "validation", "test")
@@ -143,6 +143,8 @@ def build(config: Data, *, seed: int, table: Table | None = None) -> Federation:
     source, official = (table, None) if table is not None else read(config)
     if not source.features.is_floating_point() and config.standardize.name != "none":
         raise DataError("data.standardize: tokens are no quantities; use standardize: none")
+    identity = fingerprint(source, official)  # Of the rows as they are: a budget knows them in any units.
+    source, official = scaled(config, source), None if official is None else scaled(config, official)
     seed = config.seed if config.seed is not None else seed
     order = torch.randperm(len(source), generator=generator(seed, "data", "order"))[: config.limit]
     public, order, notes = draw_public(config, source, official, order, seed)
@@ -173,7 +175,7 @@ def build(config: Data, *, seed: int, table: Table | None = None) -> Federation:
         silo_names=silo_names,
         group_names=source.group_names,
         notes=tuple(notes),
-        fingerprint=fingerprint(source, official),
+        fingerprint=identity,
         deal=dealt(config, source, parts, silo_names),
         feature_names=source.feature_names,
         class_names=source.class_names,

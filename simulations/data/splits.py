@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -84,6 +85,21 @@ def hold_out(config: Data, parts: Sequence[Tensor]) -> tuple[list[Tensor], list[
         if fraction:
             splits[option] = [part[start:end] for part, start, end in zip(parts, starts, ends)]
     return [part[count:] for part, count in zip(parts, held)], splits["validation"], splits["test"]
+
+
+def scaled(config: Data, table: Table) -> Table:
+    """The rows with targets in the units of `target_scale`, and a note that says so.
+
+    Raises:
+        DataError: a scale for classes.
+    """
+    units = config.target_scale
+    if units is None:
+        return table
+    if table.kind != "regression":
+        raise DataError(f"data.target_scale: the data is {table.kind}, whose targets are no quantities; remove it")
+    note = f"targets are (target - {units.mean:g}) / {units.std:g}, by public constants; errors are in these units"
+    return replace(table, targets=(table.targets - units.mean) / units.std, notes=(*table.notes, note))
 
 
 def share(fraction: float, rows: int) -> int:

@@ -22,7 +22,7 @@ from simulations.report.sections import (
 from simulations.report.style import CSS
 from simulations.report.words import duration, number, score, size, small
 
-__all__ = ["ReportError", "page", "write_report"]
+__all__ = ["ReportError", "document", "page", "write_report"]
 
 SHOWN_NOTES = 50
 # The page asks nobody for anything, and a browser holds it to that.
@@ -45,18 +45,6 @@ def write_report(folder: Path) -> Path:
 
 def page(run: Run) -> Html:
     """The whole page."""
-    title = f"{run.result['name']} · confide"
-    head = element(
-        "head",
-        {},
-        element("meta", {"charset": "utf-8"}),
-        element("meta", {"http-equiv": "Content-Security-Policy", "content": POLICY}),
-        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        element("meta", {"name": "color-scheme", "content": "light dark"}),
-        element("link", {"rel": "icon", "href": "data:,"}),  # Else a browser asks the server for one.
-        element("title", {}, title),
-        element("style", {}, Html(CSS)),
-    )
     main = element(
         "main",
         {},
@@ -68,7 +56,23 @@ def page(run: Run) -> Html:
         _setting(run),
         _again(run),
     )
-    return join([Html("<!doctype html>\n"), element("html", {"lang": "en"}, head, _body(run, main)), "\n"])
+    return document(f"{run.result['name']} · confide", _body(run, main))
+
+
+def document(title: str, body: Html) -> Html:
+    """A page that stands alone, around its body."""
+    head = element(
+        "head",
+        {},
+        element("meta", {"charset": "utf-8"}),
+        element("meta", {"http-equiv": "Content-Security-Policy", "content": POLICY}),
+        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        element("meta", {"name": "color-scheme", "content": "light dark"}),
+        element("link", {"rel": "icon", "href": "data:,"}),  # Else a browser asks the server for one.
+        element("title", {}, title),
+        element("style", {}, Html(CSS)),
+    )
+    return join([Html("<!doctype html>\n"), element("html", {"lang": "en"}, head, body), "\n"])
 
 
 def _body(run: Run, main: Html) -> Html:

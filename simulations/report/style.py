@@ -62,6 +62,7 @@ th, td { text-align: right; padding: .25rem .9rem .25rem 0; border-bottom: 1px s
   vertical-align: baseline; }
 thead th { color: var(--muted); font-size: .85rem; white-space: nowrap; }
 th:first-child { text-align: left; }
+.scroll td { white-space: nowrap; } .scroll th[scope=row] { min-width: 9rem; }
 table.facts { width: 100%; max-width: 44rem; }
 table.facts th { color: var(--muted); width: 9.5rem; }
 table.facts td { text-align: left; padding-right: 0; overflow-wrap: anywhere; }

@@ -1,8 +1,6 @@
 """What the accountant says on a grid of plans, how sure it is, and what that costs in time and memory.
 
-    python -m simulations.studies.accountant_grid [--rates .01 ...] [--noises 1 ...] [--rounds 100 ...] [--format json]
-
-Poisson rounds under add/remove at delta 1e-5, by default all 80 plans of rate {.001, .01, .1, 1}, noise {.5, .8, 1, 2,
+Poisson rounds under add/remove at delta 1e-5, all 80 plans of rate {.001, .01, .1, 1}, noise {.5, .8, 1, 2,
 5} and rounds {1, 100, 1000, 10000}. Each cell is priced in a process of its own, so its seconds and its peak memory are
 those of a first question. The reference knows nothing of our code: below rate 1 it is Opacus' PRV accountant, whose
 epsilon lies between its two ends (Gopi et al. 2021, theorem 5.5), asked for an error of 0.5% of epsilon, 1e-5 at least;
@@ -15,19 +13,23 @@ lower end, a reference wherever there can be one, and no more noise than the Ren
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from simulations.studies.findings import Criterion, Findings, Sheet
+from simulations.studies.registry import Ask, study
 
 DELTA = 1e-5
 RATES, NOISES, ROUNDS = (0.001, 0.01, 0.1, 1.0), (0.5, 0.8, 1.0, 2.0, 5.0), (1, 100, 1000, 10_000)
+QUICK = ((0.01, 1.0), (1.0, 5.0), (100,))
 MOST_MB, MOST_S = 2000.0, 60.0
 TARGET, TARGET_DELTA, TARGET_RATE, TARGET_ROUNDS = 2.0, 1e-6, 0.01, 1000
 _ERROR = 0.005  # Of epsilon: half of what our own grids settle to.
@@ -62,9 +64,12 @@ def peak_mb() -> float:
 
 def fresh(rate: float, noise: float, rounds: int) -> dict[str, Any]:
     """`cell` in a process of its own."""
-    plan = [repr(value) for value in (rate, noise, rounds)]
-    command = [sys.executable, "-m", "simulations.studies.accountant_grid", "--cell", *plan]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    plan = ", ".join(repr(value) for value in (rate, noise, rounds))
+    code = f"import json; from simulations.studies.accountant_grid import cell; print(json.dumps(cell({plan})))"
+    path = os.pathsep.join(each for each in sys.path if each)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": path}
+    )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -94,14 +99,29 @@ def reference(rate: float, noise: float, rounds: int, about: float) -> tuple[flo
     return (max(0.0, float(low)), float(high)) if math.isfinite(high) else (None, None)
 
 
-def grid(rates: Sequence[float], noises: Sequence[float], rounds: Sequence[int]) -> list[dict[str, Any]]:
+@study(
+    "accountant_grid",
+    about="What the accountant says on a grid of plans, against code not ours",
+    seeds=(),
+    quick_seeds=(),
+)
+def accountant_grid(ask: Ask) -> Findings:
     """A row for every plan, the reference beside it."""
+    plans = list(itertools.product(*(QUICK if ask.quick else (RATES, NOISES, ROUNDS))))
+    rows, saved = grid(ask, plans), saving()
+    left = [f"plans: {80 - len(plans)} of 80"] if ask.quick else []
+    return Findings(criteria=criteria(rows, saved), sheets=[*sheets(rows), _saved(saved)], rows=rows, skipped=left)
+
+
+def grid(ask: Ask, plans: Sequence[tuple[float, float, int]]) -> list[dict[str, Any]]:
+    """The rows."""
     rows = []
-    for rate, noise, count in itertools.product(rates, noises, rounds):
+    for rate, noise, count in plans:
+        ask.go_on()
         row = {"rate": rate, "noise": noise, "rounds": count} | fresh(rate, noise, count)
         low, high = reference(rate, noise, count, row["upper"])
         rows.append(row | {"reference_lower": low, "reference_upper": high})
-        print(_line(rows[-1]), file=sys.stderr, flush=True)
+        ask.say("  ".join(_cells(rows[-1])))
     return rows
 
 
@@ -129,66 +149,57 @@ def saving() -> dict[str, float]:
     return {"noise": ours, "opacus_rdp": float(theirs), "saved": 1 - ours / theirs}
 
 
-def criteria(rows: Sequence[Mapping[str, Any]], saved: Mapping[str, float]) -> dict[str, bool]:
-    """What must hold; written so that NaN fails."""
+def criteria(rows: Sequence[Mapping[str, Any]], saved: Mapping[str, float]) -> list[Criterion]:
+    """What must hold, as the number of cells in which it does not; written so that NaN counts."""
     known = [row for row in rows if row["reference_upper"] is not None]
-    return {
-        f"every cell within {MOST_MB:g} MB": all(row["peak_mb"] <= MOST_MB for row in rows),
-        f"every cell within {MOST_S:g} s": all(row["seconds"] <= MOST_S for row in rows),
-        "no lower end above the reference": all(row["lower"] <= row["reference_upper"] for row in known),
-        "no upper end below the reference": all(row["upper"] >= row["reference_lower"] for row in known),
-        "a reference wherever e^epsilon is a number": all(row in known or row["upper"] > _OVERFLOW for row in rows),
-        "no more noise than by Renyi": saved["saved"] >= 0,
+    wrong = {
+        f"cells above {MOST_MB:g} MB": sum(not row["peak_mb"] <= MOST_MB for row in rows),
+        f"cells above {MOST_S:g} s": sum(not row["seconds"] <= MOST_S for row in rows),
+        "lower ends above the reference": sum(not row["lower"] <= row["reference_upper"] for row in known),
+        "upper ends below the reference": sum(not row["upper"] >= row["reference_lower"] for row in known),
+        "cells without a reference where e^epsilon is a number": sum(
+            row not in known and not row["upper"] > _OVERFLOW for row in rows
+        ),
     }
+    found = [
+        Criterion(name=name, spec_id="accounting", measured=float(count), threshold=0.0, relation="<=")
+        for name, count in wrong.items()
+    ]
+    less = Criterion(name="noise saved against Renyi", spec_id="accounting", measured=saved["saved"], threshold=0.0)
+    return [*found, less]
 
 
-def table(rows: Sequence[Mapping[str, Any]], saved: Mapping[str, float], passed: Mapping[str, bool]) -> Iterator[str]:
-    """The study as lines of text."""
-    yield from map(_line, rows)
-    for name, unit in (("width", ""), ("seconds", " s"), ("peak_mb", " MB")):
-        worst = sorted(rows, key=lambda row: row[name])[::-1][:_WORST]
-        plans = ", ".join(
-            f"{row[name]:.3g}{unit} at ({row['rate']:g}, {row['noise']:g}, {row['rounds']})" for row in worst
-        )
-        yield f"largest {name}: {plans}"
-    yield (
-        f"noise for epsilon {TARGET:g}: {saved['noise']:.3f}, by Renyi in Opacus {saved['opacus_rdp']:.3f}: "
-        f"{saved['saved']:.1%} less"
-    )
-    for name, held in passed.items():
-        yield f"{'passed' if held else 'FAILED'}  {name}"
+def sheets(rows: Sequence[Mapping[str, Any]]) -> list[Sheet]:
+    """All plans, and the worst of them."""
+    header = ("rate", "noise", "rounds", "epsilon from", "to", "method", "width", "reference from", "to", "s", "MB")
+    worst = []
+    for name in ("width", "seconds", "peak_mb"):
+        for row in sorted(rows, key=lambda row: row[name])[::-1][:_WORST]:
+            worst.append((name, f"{row[name]:.3g}", f"{row['rate']:g}", f"{row['noise']:g}", f"{row['rounds']}"))
+    return [
+        Sheet(f"Plans at delta {DELTA:g}", header, [_cells(row) for row in rows]),
+        Sheet("The largest", ("what", "value", "rate", "noise", "rounds"), worst),
+    ]
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    low, high = row["reference_lower"], row["reference_upper"]
-    between = f"{low:11.5g} to {high:11.5g}" if low is not None else f"{'none':>26}"
+def _saved(saved: Mapping[str, float]) -> Sheet:
+    title = f"Noise for epsilon {TARGET:g} (rate {TARGET_RATE:g}, {TARGET_ROUNDS} rounds, delta {TARGET_DELTA:g})"
+    body = [(f"{saved['noise']:.3f}", f"{saved['opacus_rdp']:.3f}", f"{saved['saved']:.1%}")]
+    return Sheet(title, ("here", "by Renyi in Opacus", "less"), body)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    ends = [row[name] for name in ("lower", "upper", "reference_lower", "reference_upper")]
+    low, high, below, above = ("none" if end is None else f"{end:.5g}" for end in ends)
+    plan = (f"{row['rate']:g}", f"{row['noise']:g}", f"{row['rounds']}")
     return (
-        f"q {row['rate']:<6g} z {row['noise']:<4g} T {row['rounds']:<6} {row['lower']:11.5g} to {row['upper']:11.5g}  "
-        f"{row['method']:6} width {row['width']:7.2%}  reference {between}  "
-        f"{row['seconds']:6.2f} s {row['peak_mb']:5} MB"
+        *plan,
+        low,
+        high,
+        row["method"],
+        f"{row['width']:.2%}",
+        below,
+        above,
+        f"{row['seconds']:.2f}",
+        f"{row['peak_mb']}",
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study; 0 when all criteria are met."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies.accountant_grid", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
-    parser.add_argument("--noises", type=float, nargs="+", default=NOISES)
-    parser.add_argument("--rounds", type=int, nargs="+", default=ROUNDS)
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)  # One plan, for a process of its own.
-    options = parser.parse_args(argv)
-    if options.cell:
-        rate, noise, rounds = options.cell
-        print(json.dumps(cell(float(rate), float(noise), int(rounds))))
-        return 0
-    rows, saved = grid(options.rates, options.noises, options.rounds), saving()
-    passed = criteria(rows, saved)
-    found = {"delta": DELTA, "cells": rows, "saving": saved, "criteria": passed}
-    print(json.dumps(found, indent=2) if options.format == "json" else "\n".join(table(rows, saved, passed)))
-    return 0 if all(passed.values()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Whether the audit's alarm catches a run whose noise is missing, and leaves right runs alone.
 
-    python -m simulations.studies.alarm [--unit silo|example] [--seeds 20] [--canaries 400] [--format json]
+Two studies: `alarm` for silos, `alarm_example` for single rows.
 
 The named configuration for silos: a perceptron (64-64-10, 4,810 parameters) on the digits of 100 silos that take part
 in all of 10 rounds with noise multiplier 10, so that epsilon is 0.78 at delta 1e-3, and 400 canaries. The one for
@@ -12,11 +12,8 @@ stays. The alarm has to go off in the second run only.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +25,13 @@ from privacy.mechanism import GaussianSum, Mechanism
 from privacy.noise import NoiseSource, SystemNoise
 from privacy.steps import NoisySteps
 from simulations.running import ActiveRun, train
+from simulations.studies.findings import Criterion, Findings, Sheet, mean
+from simulations.studies.registry import Ask, study
 from strategies.experiment import Experiment
 from strategies.loading import parse
+
+CANARIES = 400
+SHOWN = ("epsilon", "lower_bound", "shared_bound", "claim", "detectable", "ks_pvalue", "alarm")
 
 
 @dataclass(frozen=True)
@@ -114,52 +116,71 @@ def measured(experiment: Experiment, *, noise: bool) -> dict[str, Any]:
 UNITS = {"silo": (configuration, measured), "example": (example_configuration, example_measured)}
 
 
-def study(*, seeds: int, canaries: int, unit: str = "silo") -> dict[str, Any]:
+@study(
+    "alarm",
+    about="The audit's alarm goes off where noise is missing, and only there (silos)",
+    seeds=range(20),
+    quick_seeds=(0, 1),
+)
+def alarm(ask: Ask) -> Findings:
+    """Canary silos."""
+    return found(ask, "silo")
+
+
+@study(
+    "alarm_example",
+    about="The audit's alarm goes off where noise is missing, and only there (single rows)",
+    seeds=range(20),
+    quick_seeds=(0, 1),
+)
+def alarm_example(ask: Ask) -> Findings:
+    """Canary examples."""
+    return found(ask, "example")
+
+
+def found(ask: Ask, unit: str) -> Findings:
     """How often the alarm went off with and without noise, and what was measured."""
     (configured, run), rows = UNITS[unit], []
-    for seed in range(seeds):
-        experiment = configured(seed, canaries=canaries)
+    for seed in ask.seeds:
+        experiment = configured(seed, canaries=CANARIES)
         for noise in (True, False):
-            found = run(experiment, noise=noise)
-            names = ("epsilon", "lower_bound", "shared_bound", "claim", "detectable", "ks_pvalue", "alarm")
-            rows.append({"seed": seed, "noise": noise} | {name: found[name] for name in names})
-        print(f"seed {seed}: {'; '.join(_line(row) for row in rows[-2:])}", file=sys.stderr, flush=True)
-    caught = sum(row["alarm"] for row in rows if not row["noise"])
-    false = sum(row["alarm"] for row in rows if row["noise"])
-    return {"unit": unit, "seeds": seeds, "canaries": canaries, "caught": caught, "false_alarms": false, "runs": rows}
+            ask.go_on()
+            measured_ = run(experiment, noise=noise)
+            rows.append({"seed": seed, "noise": noise} | {name: measured_[name] for name in SHOWN})
+        ask.say(f"seed {seed}: {'; '.join(_line(row) for row in rows[-2:])}")
+    return Findings(criteria=criteria(rows), sheets=[sheet(rows)], rows=rows)
 
 
-def _line(row: dict[str, Any]) -> str:
+def criteria(rows: Sequence[Mapping[str, Any]]) -> list[Criterion]:
+    """The part of runs with an alarm: all without noise, none with it."""
+    silent, right = ([row["alarm"] for row in rows if row["noise"] is noise] for noise in (False, True))
+    return [
+        Criterion(name="noise removed: part of runs with an alarm", spec_id="P8", measured=mean(silent), threshold=1.0),
+        Criterion(
+            name="right noise: part of runs with an alarm",
+            spec_id="P8",
+            measured=mean(right),
+            threshold=0.0,
+            relation="<=",
+        ),
+    ]
+
+
+def sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
+    """The range of what was measured, and the claim beside it."""
+    body = []
+    for noise, word in ((False, "removed"), (True, "right")):
+        runs = [row for row in rows if row["noise"] is noise]
+        ranges = [_range([row[name] for row in runs]) for name in ("epsilon", "lower_bound", "shared_bound")]
+        body.append((word, *ranges, f"{runs[0]['claim']:.3f}"))
+    return Sheet("Measured epsilon", ("noise", "estimate", "by counting", "by spread", "claim"), body)
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.3f} to {max(values):.3f}"
+
+
+def _line(row: Mapping[str, Any]) -> str:
     measured_, bounds = row["epsilon"], f"{row['lower_bound']:.2f}/{row['shared_bound']:.2f}"
     words = f"measured {measured_:.2f}, bounds {bounds}, claim {row['claim']:.3f}"
     return f"{'right' if row['noise'] else 'silent'}: {words}{', ALARM' if row['alarm'] else ''}"
-
-
-def table(result: dict[str, Any]) -> Iterator[str]:
-    """The result as lines of text."""
-    yield f"noise removed on purpose: alarm in {result['caught']} of {result['seeds']} runs"
-    yield f"right noise:              alarm in {result['false_alarms']} of {result['seeds']} runs"
-    for noise in (False, True):
-        runs = [row for row in result["runs"] if row["noise"] is noise]
-        for name in ("epsilon", "lower_bound", "shared_bound"):
-            values = [row[name] for row in runs]
-            word = f"{'right' if noise else 'silent'} {name}"
-            yield f"{word:24}  {min(values):.3f} to {max(values):.3f}  (claim {runs[0]['claim']:.3f})"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study; 0 when every fault was caught and no right run was blamed."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies.alarm", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--unit", choices=tuple(UNITS), default="silo")
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--canaries", type=int, default=400)
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    options = parser.parse_args(argv)
-    result = study(seeds=options.seeds, canaries=options.canaries, unit=options.unit)
-    print(json.dumps(result, indent=2) if options.format == "json" else "\n".join(table(result)))
-    return 0 if result["caught"] == result["seeds"] and not result["false_alarms"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

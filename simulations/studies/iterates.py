@@ -1,7 +1,5 @@
 """How much more all iterates show than the final model, in a real run.
 
-    python -m simulations.studies.iterates [--noise 0.25 0.5 1 2] [--format json]
-
 A perceptron (64-64-10) on the digits of 200 silos, each in a round by a chance of 1/40, for 40 rounds with clip norm
 0.5; 200 canaries, each in exactly one round. Somebody who sees every model sees a canary in its own round, where only
 that round's noise hides it; in the final model the noise of all 40 rounds does. Source: Andrew et al., ICLR 2024, arXiv
@@ -11,19 +9,20 @@ without any signal) and is not quoted in reports; here it is compared with itsel
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from simulations.running import run
+from simulations.studies.findings import Criterion, Findings, Sheet, largest
+from simulations.studies.registry import Ask, study
 from strategies.experiment import Experiment
 from strategies.loading import parse
 
 NOISES = (0.25, 0.5, 1.0, 2.0)
+MOST_NOISE = 0.5  # Above it the final model's estimate is mostly chance, and so is a ratio to it.
 
 
 def configuration(noise: float) -> Experiment:
@@ -45,38 +44,68 @@ def configuration(noise: float) -> Experiment:
     )
 
 
-def study(noises: Sequence[float] = NOISES) -> list[dict[str, Any]]:
+@study("iterates", about="All models of a run show more of a canary than the last one does", seeds=(), quick_seeds=())
+def iterates(ask: Ask) -> Findings:
     """A row per noise: the final model's estimate with its interval, and that of all iterates."""
+    noises = NOISES[:2] if ask.quick else NOISES
     rows = []
     for noise in noises:
-        with tempfile.TemporaryDirectory() as folder:
-            found = run(configuration(noise), out=Path(folder) / "run").result["privacy"]["measured"]
-        names = ("epsilon", "lower", "upper", "claim")
-        row = {"noise": noise} | {name: found[name] for name in names}
-        rows.append(row | {"all_iterates": found["all_iterates"]["epsilon"]})
-    return rows
+        ask.go_on()
+        rows.append(measured(noise))
+        ask.say(f"noise {noise:g}: {rows[-1]}")
+    return Findings(
+        criteria=criteria(rows),
+        sheets=[sheet(rows)],
+        rows=rows,
+        skipped=[f"noise: {', '.join(f'{noise:g}' for noise in NOISES[2:])}"] if ask.quick else [],
+    )
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The rows as lines of text."""
-    yield f"{'noise':>6}{'analytic':>10}{'all iterates':>14}{'final':>8}  95% interval"
-    for row in rows:
-        interval = f"{row['lower']:.2f} to {row['upper']:.2f}"
-        numbers = f"{row['claim']:>10.2f}{row['all_iterates']:>14.2f}{row['epsilon']:>8.2f}"
-        yield f"{row['noise']:>6g}{numbers}  {interval}"
+def measured(noise: float) -> dict[str, Any]:
+    """The row of one noise."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(configuration(noise), out=Path(folder) / "run").result["privacy"]["measured"]
+    row = {"noise": noise} | {name: found[name] for name in ("epsilon", "lower", "upper", "claim")}
+    return row | {"all_iterates": found["all_iterates"]["epsilon"]}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study; prints a table or JSON."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies.iterates", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--noise", type=float, nargs="*", default=NOISES)
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    options = parser.parse_args(argv)
-    rows = study(options.noise)
-    print(json.dumps(rows, indent=2) if options.format == "json" else "\n".join(table(rows)))
-    return 0
+def criteria(rows: Sequence[Mapping[str, Any]]) -> list[Criterion]:
+    """All iterates against the final model where noise is small; both fall with noise; the claim is not passed."""
+    small = [row["all_iterates"] / row["epsilon"] for row in rows if row["noise"] <= MOST_NOISE]
+    falls = [before[name] - after[name] for before, after in pairwise(rows) for name in ("epsilon", "all_iterates")]
+    room = [row["claim"] + row["upper"] - 2 * row["epsilon"] for row in rows]
+    return [
+        Criterion(
+            name=f"all iterates over the final model, least at noise up to {MOST_NOISE:g}",
+            spec_id="P9",
+            measured=-largest([-value for value in small]),
+            threshold=3.0,
+        ),
+        Criterion(
+            name="least fall of an estimate as noise rises",
+            spec_id="P9",
+            measured=-largest([-value for value in falls]),
+            threshold=0.0,
+        ),
+        Criterion(
+            name="claim and half the interval less the final model, least",
+            spec_id="P9",
+            measured=-largest([-value for value in room]),
+            threshold=0.0,
+        ),
+    ]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
+    """Epsilon by noise."""
+    body = [
+        (
+            f"{row['noise']:g}",
+            f"{row['claim']:.2f}",
+            f"{row['all_iterates']:.2f}",
+            f"{row['epsilon']:.2f}",
+            f"{row['lower']:.2f} to {row['upper']:.2f}",
+        )
+        for row in rows
+    ]
+    return Sheet("Epsilon", ("noise", "analytic", "all iterates", "final", "95% interval"), body)

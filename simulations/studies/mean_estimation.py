@@ -1,7 +1,5 @@
 """Estimating every silo's mean under a privacy of its own: the closed forms of mean regularisation, and simulation.
 
-    python -m simulations.studies.mean_estimation [--trials 40000] [--format json]
-
 Source: Liu, Hu, Wu, Smith, "On Privacy and Personalization in Cross-Silo Federated Learning", NeurIPS 2022, arXiv
 2206.07902, section 5. Silo means w_k ~ N(theta, tau^2); a silo releases one private mean of its rows, of variance s^2;
 its estimate is (what_k + lambda mean_j what_j) / (1 + lambda). The authors calibrate noise by Renyi divergences; here
@@ -10,15 +8,16 @@ it is the exact calibration, which is 9% smaller.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from simulations.report.plots import Axis, Curve, plot
+from simulations.studies.findings import Criterion, Figure, Findings, Sheet
+from simulations.studies.registry import Ask, study
 
 Array = npt.NDArray[np.float64]
 
@@ -35,6 +34,25 @@ TABLE = {
     0.2: (0.004642, 0.005213, 0.038261, 0.130),
 }
 OWN = (0.25, 0.5, 1.0, 2.0)  # Epsilons of silos that choose their own, in turns.
+TRIALS = 40_000
+DRAWN = (1e-2, 1e2)  # Of lambda, in the figure; its ends are local training and federated averaging.
+
+
+@study(
+    "mean_estimation",
+    about="Mean regularisation in closed form: error against lambda, simulated over it",
+    seeds=(0,),
+    quick_seeds=(0,),
+)
+def mean_estimation(ask: Ask) -> Findings:
+    """The specification's checks M4 to M6, its table, and the paper's figure."""
+    found = rows(trials=TRIALS, seed=ask.seeds[0])
+    return Findings(
+        criteria=criteria(found),
+        sheets=sheets(found),
+        figures=[figure(found)],
+        rows=[*found["settings"], *found["own"]],
+    )
 
 
 def noise_for(epsilon: float) -> float:
@@ -177,8 +195,8 @@ def rows(*, trials: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def criteria(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the specification asks of those numbers: name, spec_id, measured, threshold and relation of each."""
+def criteria(found: Mapping[str, Any]) -> list[Criterion]:
+    """What the specification asks of those numbers."""
     table = [
         abs(row[name] / wanted - 1)
         for row in found["settings"]
@@ -210,39 +228,35 @@ def criteria(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         ),
     )
     return [
-        {"name": name, "spec_id": spec_id, "measured": float(measured), "threshold": threshold, "relation": "<="}
+        Criterion(name=name, spec_id=spec_id, measured=float(measured), threshold=threshold, relation="<=")
         for name, spec_id, measured, threshold in wanted
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table and what holds of it; 0 when all of it does."""
-    parser = argparse.ArgumentParser(prog="mean_estimation", description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=40_000)
-    parser.add_argument("--format", choices=("text", "json"), default="text")
-    args = parser.parse_args(argv)
-    found = rows(trials=args.trials)
-    held = criteria(found)
-    failed = [each for each in held if not each["measured"] <= each["threshold"]]
-    if args.format == "json":
-        print(json.dumps(found | {"criteria": held}, allow_nan=False))
-        return bool(failed)
-    print(f"noise multiplier {found['noise_multiplier']:.4f}, s^2 {found['s2']:.6f}, {found['trials']} trials\n")
-    print(f"{'tau':>5} {'best':>9} {'lambda':>8} {'local':>9} {'FedAvg':>9} {'off by':>7}")
-    for row in found["settings"]:
-        print(
-            f"{row['tau']:5.2f} {row['least']:9.6f} {row['best_lambda']:8.3f} {row['local']:9.6f} "
-            f"{row['fedavg']:9.6f} {row['apart']:7.2%}"
-        )
-    print("\nsilos with epsilons of their own")
-    for row in found["own"]:
-        print("  " + ", ".join(f"{name} {value:.6g}" for name, value in row.items()))
-    print()
-    for each in held:
-        verdict = "failed" if each in failed else "holds"
-        print(f"{each['spec_id']} {verdict}: {each['name']} ({each['measured']:.3g}, at most {each['threshold']:g})")
-    return bool(failed)
+def sheets(found: Mapping[str, Any]) -> list[Sheet]:
+    """The table, and that of silos with epsilons of their own."""
+    names = ("least", "best_lambda", "local", "fedavg")
+    body = [
+        (f"{row['tau']:g}", *(f"{row[name]:.4g}" for name in names), f"{row['apart']:.2%}") for row in found["settings"]
+    ]
+    ways = [name for name in found["own"][0] if name not in ("tau", "apart")]
+    own = [(way, *(f"{row[way]:.4g}" for row in found["own"])) for way in ways]
+    said = f"Noise multiplier {found['noise_multiplier']:.4f}, s^2 {found['s2']:.6f}, {found['trials']:,} trials."
+    header = ("tau", "least error", "at lambda", "local", "FedAvg", "simulation off by")
+    return [
+        Sheet(f"Error at epsilon {EPSILON:g}", header, body, said),
+        Sheet(
+            f"Silos with epsilons {', '.join(f'{each:g}' for each in OWN)} in turns",
+            ("error", *(f"tau {row['tau']:g}" for row in found["own"])),
+            own,
+        ),
+    ]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def figure(found: Mapping[str, Any]) -> Figure:
+    """Error against lambda at every tau; local training is its left end, federated averaging its right one."""
+    lams, s2 = np.geomspace(*DRAWN, 60), found["s2"]
+    curves = [Curve(f"tau {tau:g}", [(float(lam), error(float(lam), s2, tau)) for lam in lams]) for tau in TAUS]
+    told = f"closed form, {SILOS} silos, epsilon {EPSILON:g}; left end: local, right end: FedAvg"
+    x, y = Axis("pull lambda", log=True), Axis("mean squared error", log=True)
+    return Figure("mean_estimation", plot("mean-estimation", "Error by lambda", told=told, curves=curves, x=x, y=y))

@@ -1,7 +1,5 @@
 """Table 1 of the one-shot audit: what it reads for the Gaussian mechanism, whose epsilon is known.
 
-    python -m simulations.studies.one_shot_table [--runs 20] [--dimension 1000000] [--canaries 1000] [--format json]
-
 Source: Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", ICLR 2024, arXiv 2302.03098,
 table 1 (d = 1e6, k = 1,000, delta = 1e-6). Real vectors: the sum of all canaries plus noise, scored one by one. The
 three noises of a run share its canaries, so columns are correlated and runs are not. Vectors are in single precision,
@@ -10,13 +8,10 @@ whose rounding moves a score by about 1e-8, a hundred-thousandth of its standard
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +19,13 @@ import torch
 from torch import Tensor
 
 from privacy import audit, gaussian, null, streams
+from simulations.studies.findings import Criterion, Findings, Sheet
+from simulations.studies.registry import Ask, study
 
 EPSILONS = (1.0, 3.0, 10.0)
 DELTA = 1e-6
+WHOLE, QUICK = (1_000_000, 1_000), (100_000, 1_000)  # Dimension and canaries.
+COLUMNS = ("shared", "fitted", "paper")
 PAPER = {1.0: (0.972, 0.148), 3.0: (3.04, 0.137), 10.0: (9.98, 0.190)}
 
 
@@ -58,19 +57,52 @@ def run(seed: int, *, dimension: int, canaries: int) -> dict[float, np.ndarray[A
     return {epsilon: cosines[:, index].double().numpy() for index, epsilon in enumerate(EPSILONS)}
 
 
-def study(*, runs: int, dimension: int, canaries: int) -> list[dict[str, Any]]:
+@study(
+    "one_shot_table",
+    about="What the audit reads for the Gaussian mechanism, whose epsilon is known (table 1 of the paper)",
+    seeds=range(40),
+    quick_seeds=range(10),
+)
+def one_shot_table(ask: Ask) -> Findings:
     """A row per epsilon: mean and standard deviation over runs of the estimate with either spread."""
+    size = QUICK if ask.quick else WHOLE
+    torch.set_num_threads(1)
+    rows = table(ask, dimension=size[0], canaries=size[1])
+    left = [f"dimension: {size[0]:,} of {WHOLE[0]:,}"] if ask.quick else []
+    return Findings(criteria=criteria(rows), sheets=[sheet(rows)], rows=rows, skipped=left)
+
+
+def table(ask: Ask, *, dimension: int, canaries: int) -> list[dict[str, Any]]:
+    """The rows, a run per seed."""
     found: dict[float, dict[str, list[float]]] = {epsilon: {"shared": [], "fitted": []} for epsilon in EPSILONS}
-    for seed in range(runs):
+    for seed in ask.seeds:
+        ask.go_on()
         before = time.perf_counter()
         for epsilon, cosines in run(seed, dimension=dimension, canaries=canaries).items():
             scores = null.standard_scores(cosines, dimension)
             found[epsilon]["shared"].append(audit.shared(scores, DELTA).epsilon)
             found[epsilon]["fitted"].append(audit.fitted(scores, None, DELTA).epsilon)
         read = ", ".join(f"{columns['shared'][-1]:.3f}" for columns in found.values())
-        seconds = time.perf_counter() - before
-        print(f"run {seed + 1}/{runs}: shared {read} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+        ask.say(f"run {seed}: shared {read} ({time.perf_counter() - before:.1f} s)")
     return [_row(epsilon, columns, dimension, canaries) for epsilon, columns in found.items()]
+
+
+def criteria(rows: Sequence[Mapping[str, Any]]) -> list[Criterion]:
+    """The estimate that runs report comes back as what it should; of 1,000 studies of 40 runs one fails by chance."""
+    found = []
+    for row in rows:
+        std, runs = row["shared"]["std"], row["runs"]
+        error = math.nan if std is None else std / math.sqrt(runs)
+        found.append(
+            Criterion(
+                name=f"epsilon {row['epsilon']:g}: estimate less truth, in standard errors",
+                spec_id="P5",
+                measured=abs(row["shared"]["mean"] - row["at_this_dimension"]) / error,
+                threshold=4.0,
+                relation="<=",
+            )
+        )
+    return found
 
 
 def _row(epsilon: float, columns: dict[str, list[float]], dimension: int, canaries: int) -> dict[str, Any]:
@@ -83,32 +115,15 @@ def _row(epsilon: float, columns: dict[str, list[float]], dimension: int, canari
     return row
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The rows as lines of text."""
-    yield f"{'epsilon':>8}{'here':>8}{'shared':>18}{'fitted':>18}{'paper':>18}"
-    for row in rows:
-        cells = "".join(f"{_spread(row[name]):>18}" for name in ("shared", "fitted", "paper"))
-        yield f"{row['epsilon']:>8g}{row['at_this_dimension']:>8.3f}{cells}"
+def sheet(rows: Sequence[Mapping[str, Any]]) -> Sheet:
+    """The rows as text."""
+    body = [
+        (f"{row['epsilon']:g}", f"{row['at_this_dimension']:.3f}", *(_spread(row[name]) for name in COLUMNS))
+        for row in rows
+    ]
+    remark = "The paper's row is written from memory and not checked against it."
+    return Sheet("Measured epsilon", ("epsilon", "with other canaries", *COLUMNS), body, remark)
 
 
-def _spread(cell: dict[str, Any]) -> str:
-    return f"{cell['mean']:.3f}" + ("" if cell["std"] is None else f" +- {cell['std']:.3f}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study; prints a table or JSON."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies.one_shot_table", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--dimension", type=int, default=1_000_000)
-    parser.add_argument("--canaries", type=int, default=1_000)
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    rows = study(runs=options.runs, dimension=options.dimension, canaries=options.canaries)
-    print(json.dumps(rows, indent=2) if options.format == "json" else "\n".join(table(rows)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _spread(cell: Mapping[str, Any]) -> str:
+    return f"{cell['mean']:.3f}" + ("" if cell["std"] is None else f" ± {cell['std']:.3f}")

@@ -57,6 +57,7 @@ def hosted(
     strategy: Strategy | None = None,
     shards: Shards | None = None,
     held_out: Shards | None = None,
+    validation: Shards | None = None,
     personal: PersonalStore | None = None,
 ) -> SiloHost:
     return SiloHost(
@@ -67,6 +68,7 @@ def hosted(
         train=Train(epochs=2, batch_size=4),
         shards=shards if shards is not None else federation(),
         held_out=held_out,
+        validation=validation,
         seed=7,
         stacked=stacked,
         personal=personal,
@@ -194,6 +196,17 @@ def test_silos_are_evaluated_on_their_own_held_out_rows(stacked: bool) -> None:
         rows, single = held_out.silo(silo), host.single
         direct = evaluate(host.task, single.module, single.layout, ask()["model"], rows.features, rows.targets)
         assert (loss, score) == (pytest.approx(direct["loss"]), pytest.approx(direct["accuracy"]))
+
+
+def test_validation_rows_are_not_test_rows() -> None:
+    test, validation = federation(seed=2, sizes=[3, 4, 0, 1, 2]), federation(seed=3, sizes=[1, 2, 3, 0, 5])
+    host = hosted(stacked=True, held_out=test, validation=validation)
+    assert host.evaluate(ask(), everyone()).rows == (3, 4, 1, 2)
+    found = host.evaluate(ask(), everyone(), split="validation")
+    assert (found.silos, found.rows) == ((0, 1, 2, 4), (1, 2, 3, 5))
+    rows, single = validation.silo(4), host.single
+    direct = evaluate(host.task, single.module, single.layout, ask()["model"], rows.features, rows.targets)
+    assert found.loss[-1] == pytest.approx(direct["loss"])
 
 
 def test_without_held_out_rows_there_is_nothing_to_evaluate() -> None:

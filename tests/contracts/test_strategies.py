@@ -36,7 +36,7 @@ torch.set_num_threads(1)
 
 SHAPE, TASK, SIZES = Shape((5,), 3), MLP((6,), "tanh"), [7, 3, 12, 1, 8]
 EMPTY = [7, 0, 12, 0]
-STARTS_ELSEWHERE: frozenset[str] = frozenset()
+STARTS_ELSEWHERE: frozenset[str] = frozenset({"flasc"})  # Serves the model as it is sent.
 """Strategies whose served model is not the initial one before round 1, by design."""
 ALONE: frozenset[str] = frozenset({"local"})
 """Strategies whose silos send nothing, so that the server learns nothing."""

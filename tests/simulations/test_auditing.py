@@ -167,7 +167,7 @@ def test_a_run_without_its_noise_ends_with_exit_code_4(
 
 @pytest.mark.parametrize("noise", [True, False])
 def test_the_named_configuration_alarms_without_noise_only(noise: bool) -> None:
-    # P8 at one seed; all 20: python -m simulations.studies.alarm. By chance 1 right run in 10,000 alarms.
+    # P8 at one seed; all 20: confide study alarm. By chance 1 right run in 10,000 alarms.
     config = replace(configuration(100, canaries=200), rounds=10)
     found = study_measured(config, noise=noise)
     assert found["alarm"] is not noise

@@ -204,7 +204,7 @@ def test_schema_documents_every_key_of_a_resolved_config(capsys):
 def test_list_names_every_choice(capsys):
     found = said_json(capsys, "list")
     titles = {"strategies", "tasks", "data", "backbones", "partitions", "standardize", "server optimizers", "configs"}
-    assert set(found) == titles
+    assert set(found) == titles | {"studies"}
     assert all(about for entries in found.values() for about in entries.values())
     text = said(capsys, "list")
     assert all(name in text for entries in found.values() for name in entries)
@@ -328,3 +328,24 @@ def test_data_list_and_a_source_with_nothing_to_fetch(capsys):
     found = {row["name"]: row for row in said_json(capsys, "data", "list")}
     assert found["digits"]["here"] is True
     assert "nothing to fetch" in said(capsys, "data", "fetch", "digits")
+
+
+def test_predictions_are_in_the_units_of_the_file_not_of_the_scale(capsys, tmp_path):
+    rows = [(f"c{k % 4}", k % 5, 100 + 10 * (k % 5)) for k in range(80)]
+    (tmp_path / "rows.csv").write_text("clinic,x,score\n" + "".join(f"{c},{x},{y}\n" for c, x, y in rows))
+    config = {
+        "name": "units",
+        "rounds": 60,
+        "task": "linear",
+        "data": {
+            **{"path": str(tmp_path / "rows.csv"), "target": "score", "silo": "clinic", "kind": "regression"},
+            **{"partition": "column", "target_scale": {"mean": 120.0, "std": 10.0}},
+        },
+        "train": {"steps": 10, "learning_rate": 0.1},
+    }
+    (tmp_path / "units.yaml").write_text(yaml.safe_dump(config))
+    result = said_json(capsys, "run", tmp_path / "units.yaml", "--out", tmp_path / "run", "--quiet")
+    assert result["metrics"]["mse"] < 1e-4  # In tens: the line y = x - 2 fits exactly.
+    (tmp_path / "new.csv").write_text("x\n0\n4\n")
+    found = said_json(capsys, "predict", tmp_path / "run", "--input", tmp_path / "new.csv")
+    assert [row["prediction"] for row in found] == pytest.approx([100.0, 140.0], abs=0.5)

@@ -18,7 +18,7 @@ from client.tables import Table
 from simulations.data import carriers, sources
 from simulations.data.federation import Federation, build
 from simulations.data.plays import UNKNOWN, VOCABULARY, speeches, windows
-from strategies.experiment import Data
+from strategies.experiment import Data, TargetScale
 from strategies.partitions import Column, Dirichlet, Iid, LabelShards, Partition, Quantity, Rotation
 from strategies.standardize import Constants, OwnSilo
 
@@ -449,3 +449,20 @@ def test_shakespeare_speaks_by_role() -> None:
     assert int((table.features == UNKNOWN).sum()) == 0
     hamlet = table.features[table.silo == table.silo_names.index("hamlet/HAMLET")].flatten().tolist()
     assert "To be, or not to be: that is the question" in "".join(VOCABULARY[code] for code in hamlet)
+
+
+def test_targets_in_units_of_public_constants_are_the_same_data(tmp_path: Path) -> None:
+    path = tmp_path / "ages.csv"
+    path.write_text("clinic,age,score\n" + "".join(f"c{k % 3},{k},{100 + 10 * k}\n" for k in range(30)))
+    config = Data(path=str(path), target="score", silo="clinic", partition=Column(), kind="regression")
+    plain = build(config, seed=0)
+    scaled = build(replace(config, target_scale=TargetScale(mean=100.0, std=10.0)), seed=0)
+    for one, two in ((plain.train.rows, scaled.train.rows), (plain.public_test, scaled.public_test)):
+        assert one is not None
+        assert two is not None
+        assert torch.equal(two.features, one.features)
+        assert torch.equal(two.targets, two.features[:, 0])  # (100 + 10 k - 100) / 10 = k, the only feature.
+    assert (scaled.fingerprint, scaled.deal) == (plain.fingerprint, plain.deal)  # A budget knows them in any units.
+    assert "targets are (target - 100) / 10, by public constants; errors are in these units" in scaled.notes
+    with pytest.raises(DataError, match=r"data.target_scale: the data is classification, .* remove it"):
+        build(data(target_scale=TargetScale(mean=0.0, std=1.0)), seed=0, table=numbered(10))

@@ -212,7 +212,7 @@ def test_a_run_without_its_inner_noise_ends_with_exit_code_4(tmp_path: Path, cap
 
 @pytest.mark.parametrize("noise", [True, False])
 def test_the_named_configuration_alarms_without_noise_only(noise: bool) -> None:
-    # One seed; all 20: python -m simulations.studies.alarm --unit example. By chance 1 right run in 10,000 alarms.
+    # One seed; all 20: confide study alarm_example. By chance 1 right run in 10,000 alarms.
     found = example_measured(example_configuration(100, canaries=200), noise=noise)
     assert found["alarm"] is not noise
     assert found["claim"] < found["detectable"]

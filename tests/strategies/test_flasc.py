@@ -29,6 +29,7 @@ from strategies.tasks.lora import LoRA
 
 RNG = torch.Generator()
 FLAT = Layout(("weight",), ((6,),))
+START = {"round": torch.zeros((), dtype=torch.int64)}
 DENSITIES = [(1.0, 1.0), (0.5, 0.5), (1.0, 0.25), (0.25, 1.0), (0.1, 0.1)]
 
 
@@ -154,13 +155,13 @@ def test_f3_a_silo_that_learns_nothing_uploads_zeros_and_moves_nothing(down: flo
     instruction = strategy.instruct({"model": model}, 1)
     update = strategy.local(One(still), instruction)
     assert not update.channels["delta"].any()
-    assert torch.equal(turn(strategy, {"model": model}, 1, [One(still)])["model"], model)
+    assert torch.equal(turn(strategy, strategy.init(model, RNG, FLAT), 1, [One(still)])["model"], model)
 
 
 def test_f4_kept_numbers_become_what_was_trained_and_dropped_ones_are_added_to() -> None:
     model = torch.tensor([3.0, -2.0, 5.0, 1.0, -4.0, 6.0])
     trained = torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0, 60.0])
-    after = turn(FLASC(density_down=0.5, density_up=1.0), {"model": model}, 1, [One(to(trained))])["model"]
+    after = turn(FLASC(density_down=0.5, density_up=1.0), START | {"model": model}, 1, [One(to(trained))])["model"]
     # 5, -4 and 6 were sent; the others began at zero in the silo and stay in the server.
     assert after.tolist() == [13.0, 18.0, 30.0, 41.0, 50.0, 60.0]
 
@@ -170,24 +171,25 @@ def test_f5_quadratic_silos_have_a_closed_form() -> None:
     goals = [torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), torch.tensor([0.0, -8.0, 5.0, 2.0, -4.0, 1.0])]
     sent = torch.tensor([0.0, 0.0, 5.0, 0.0, -4.0, 6.0])
     silos = [One(to(goal)) for goal in goals]
-    dense = turn(FLASC(density_down=0.5, density_up=1.0), {"model": model}, 1, silos)["model"]
+    dense = turn(FLASC(density_down=0.5, density_up=1.0), START | {"model": model}, 1, silos)["model"]
     assert torch.allclose(dense, model + (goals[0] + goals[1]) / 2 - sent)
     strategy = FLASC(density_down=0.5, density_up=1 / 6)
     first, second = (strategy.local(silo, strategy.instruct({"model": model}, 1)).channels["delta"] for silo in silos)
     assert first.tolist() == [0.0, 0.0, 0.0, 0.0, 9.0, 0.0]  # 5 - (-4)
     assert second.tolist() == [0.0, -8.0, 0.0, 0.0, 0.0, 0.0]  # -8 - 0
-    after = turn(strategy, {"model": model}, 1, silos)["model"]
+    after = turn(strategy, START | {"model": model}, 1, silos)["model"]
     assert after.tolist() == [3.0, -6.0, 5.0, 1.0, 0.5, 6.0]
 
 
 def test_the_server_keeps_what_it_did_not_send_and_sends_it_when_it_has_grown() -> None:
     strategy = FLASC(density_down=1 / 6, density_up=1.0)
-    state: State = {"model": torch.tensor([3.0, -2.0, 5.0, 1.0, -4.0, 6.0])}
+    state = strategy.init(torch.tensor([3.0, -2.0, 5.0, 1.0, -4.0, 6.0]), RNG, FLAT)
     assert strategy.instruct(state, 1)["model"].tolist() == [0.0, 0.0, 0.0, 0.0, 0.0, 6.0]
     state = turn(strategy, state, 1, [One(to(torch.tensor([0.0, 0.0, 2.0, 0.0, 0.0, 0.0])))])
     assert state["model"].tolist() == [3.0, -2.0, 7.0, 1.0, -4.0, 0.0]
     assert strategy.instruct(state, 2)["model"].tolist() == [0.0, 0.0, 7.0, 0.0, 0.0, 0.0]
-    assert strategy.variants(state, 1)["sparse"].tolist() == [0.0, 0.0, 7.0, 0.0, 0.0, 0.0]
+    assert strategy.predictor(state).tolist() == [0.0, 0.0, 7.0, 0.0, 0.0, 0.0]
+    assert strategy.variants(state, 1)["dense"].tolist() == strategy.audited(state).tolist() == state["model"].tolist()
 
 
 def test_densities_decay_each_on_its_own() -> None:
@@ -247,7 +249,7 @@ def test_f9_noise_of_full_size_lies_on_every_number_also_where_nobody_sent_one()
     noise = release.sums["delta"][3:]
     assert bool((noise != 0).all())
     assert float(noise.std()) == pytest.approx(1.0, rel=0.01)
-    moved = FLASC(density_up=0.01).aggregate({"model": torch.zeros(size)}, release, RNG)["model"]
+    moved = FLASC(density_up=0.01).aggregate(START | {"model": torch.zeros(size)}, release, RNG)["model"]
     assert float(moved[3:].std()) == pytest.approx(0.25, rel=0.01)  # Divided by the expected cohort, and used.
 
 
@@ -284,7 +286,7 @@ def test_f6_ranks_above_a_tier_stay_zero_and_the_top_tier_is_dense() -> None:
         assert strategy.kept(LORA, 1, tier) == {"delta": rank * 5 + 2} == {"delta": instruction.kept["model"]}
     dense = FLASC(density_down=1.0, density_up=1.0)
     top = turn(strategy, state, 1, [silo], [2])["model"]
-    assert torch.equal(top, turn(dense, {"model": start}, 1, [silo])["model"])
+    assert torch.equal(top, turn(dense, START | {"model": start}, 1, [silo])["model"])
 
 
 def test_f6_noise_does_not_fill_the_ranks_above_a_tier() -> None:

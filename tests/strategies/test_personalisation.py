@@ -96,12 +96,14 @@ class World:
         self.strategy, self.train, self.best = strategy, Train(steps=steps, learning_rate=rate), best
         self.kept: dict[str, Tensor] = {}
         self.present = torch.zeros(SILOS, dtype=torch.bool)
+        self.step_noise = torch.zeros(SILOS)
         self.state: State = strategy.init(START, torch.Generator(), Layout(("weight",), ((SIZE,),)))
         self.deltas = torch.zeros(strategy.channels(SIZE).get("delta", SIZE), dtype=torch.float64)
 
     def round(self, number: int, asked: list[int] | None = None, *, costs: Tensor | None = None) -> None:
         index = torch.tensor(list(range(SILOS)) if asked is None else asked, dtype=torch.int64)
-        silos = Silos(index, Personal(self.kept, index, self.present), self.train, self.best, costs=costs)
+        held = Personal(self.kept, index, self.present)
+        silos = Silos(index, held, self.train, self.best, step_noise=self.step_noise[index], costs=costs)
         sizes = self.strategy.channels(SIZE)
         update = self.strategy.local(silos, self.strategy.instruct(self.state, number))
         bounds = dict.fromkeys(sizes, ExactSum())
@@ -189,6 +191,37 @@ def test_own_pulls_weigh_the_mean_by_one_over_one_plus_lambda(lams: Any) -> None
     assert apart(world.state["mean"], mean) <= 1e-8
     pull = torch.tensor(lams, dtype=torch.float64).unsqueeze(1)
     assert apart(world.models, (BEST + pull * mean) / (1 + pull)) <= 1e-8
+
+
+def noisy(strategy: Strategy, stds: Tensor, rounds: int) -> World:
+    """Silos that add noise of known, different sizes; the noise itself is left out."""
+    world = World(strategy)
+    world.step_noise = stds
+    return world.rounds(rounds)
+
+
+def test_the_precision_weighted_mean_counts_each_silo_by_one_over_its_variance() -> None:
+    stds = torch.linspace(0.5, 2.0, SILOS)
+    for apart_, lam in ((0.0, (0.7,)), (1.0, (0.7,)), (1.0, "inf")):
+        world = noisy(MRMTL(lam=lam, mean="precision", apart=apart_), stds, 400)  # type: ignore[arg-type]
+        precisions = 1 / (stds.double().square() + apart_)
+        mean = (precisions / precisions.sum()) @ BEST
+        assert apart(world.state["mean"], mean) <= 1e-6
+        if lam != "inf":
+            assert apart(world.models, (BEST + 0.7 * mean) / 1.7) <= 1e-6
+
+
+def test_a_large_spread_weighs_all_silos_alike() -> None:
+    stds = torch.linspace(0.5, 2.0, SILOS)
+    far = noisy(MRMTL(lam=(0.7,), mean="precision", apart=1e9), stds, 50)
+    assert apart(far.state["mean"], World(MRMTL(lam=(0.7,))).rounds(50).state["mean"]) <= 1e-5
+
+
+def test_an_update_that_is_missing_does_not_make_the_mean_run_away() -> None:
+    world = noisy(MRMTL(lam=(0.7,), mean="precision", apart=1.0), torch.ones(SILOS), 1)
+    before, sent = world.state["mean"].clone(), world.deltas.clone()
+    world.round(2, [0])  # Each weighs 1 / (1 + 1).
+    assert apart(world.state["mean"], before + (world.deltas - sent) / (SILOS / 2)) <= 1e-7
 
 
 def test_half_the_rate_and_twice_the_steps_have_the_same_fixed_point() -> None:

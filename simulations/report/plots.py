@@ -1,0 +1,229 @@
+"""Pictures that stand alone: curves with their spread, as one SVG for a report, a README or paper.
+
+Unlike the charts of a run's report these carry many curves, a logarithmic axis where asked, and their own colours,
+light and dark. A legend tells curves apart by colour and by dash, since colour alone does not reach everybody. They
+are drawn narrow, so that text stays readable where a telephone shrinks them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simulations.report.axes import Point, thin, tick_labels, ticks
+from simulations.report.markup import Html, Value, element
+
+WIDTH, HEIGHT = 480, 260  # Of the picture, and of the field between its axes.
+LEFT, RIGHT, TOP = 54, 26, 48  # Margins; on the right there is room for half of a tick's label.
+LEGEND_ROW, LEGEND_COLUMNS = 18, 2
+POINTS = 80  # Of a curve, at most.
+COLOURS = 8
+
+# Okabe and Ito's palette, black first; on dark paper black is light and the blue is lifted.
+CSS = """
+.plot { --paper: #fdfdfc; --ink: #1c1d1f; --muted: #5d6066; --grid: #e3e2dd; --c0: #1c1d1f; --c1: #0072b2;
+  --c2: #d55e00; --c3: #009e73; --c4: #cc79a7; --c5: #b07d00; --c6: #56b4e9; --c7: #7a5195;
+  font: 12.5px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+@media screen and (prefers-color-scheme: dark) { .plot { --paper: #16181b; --ink: #e8e8e5; --muted: #a3a7ad;
+  --grid: #2b2f34; --c0: #e8e8e5; --c1: #4aa8e0; --c5: #e6b422; --c7: #b79ad6; } }
+.plot text { fill: var(--muted); } .plot .head { fill: var(--ink); font-weight: 600; font-size: 14px; }
+.plot .rule { stroke: var(--grid); } .plot .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.plot .band { stroke: none; fill-opacity: .13; } .plot .level { stroke: var(--ink); stroke-dasharray: 1 4; }
+""" + "".join(f".plot .c{n} {{ stroke: var(--c{n}); }} .plot .f{n} {{ fill: var(--c{n}); }}\n" for n in range(COLOURS))
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve.
+
+    Attributes:
+        label: in the legend.
+        points: (x, y), x rising.
+        spread: half the height of the band at each point, or empty.
+        dots: whether every point is marked.
+    """
+
+    label: str
+    points: Sequence[Point]
+    spread: Sequence[float] = ()
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One of the two axes.
+
+    Attributes:
+        label: what it counts, with its unit.
+        log: logarithmic; values must be > 0.
+        marks: (value, text) instead of ticks that are chosen.
+        low: the least value to show, where that is not the data's.
+        high: the largest, likewise.
+    """
+
+    label: str
+    log: bool = False
+    marks: Sequence[tuple[float, str]] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+def plot(key: str, title: str, *, told: str, curves: Sequence[Curve], x: Axis, y: Axis) -> Html:
+    """Curves on two axes, as a whole SVG file.
+
+    Args:
+        key: unique on a page, for the picture's ids.
+        title: what is shown.
+        told: the line under it: data, seeds, what the bands are.
+        curves: with a point each, at most 32.
+        x: the axis across.
+        y: the axis upwards.
+    """
+    if not curves or not all(curve.points for curve in curves) or len(curves) > COLOURS * len(DASHES):
+        raise ValueError(f"plot {key}: 1 to 32 curves, each with a point, got {[len(c.points) for c in curves]}")
+    across = _scale(x, [value for curve in curves for value, _ in curve.points])
+    upwards = _scale(y, [value for curve in curves for value in _heights(curve)])
+    rows = -(-len(curves) // LEGEND_COLUMNS)
+    height = TOP + HEIGHT + 44 + LEGEND_ROW * rows
+    box: dict[str, Value] = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "class": "plot",
+        "role": "img",
+        "aria-labelledby": f"{key}-title {key}-told",
+        "viewBox": f"0 0 {WIDTH} {height}",
+        "width": WIDTH,
+        "height": height,
+        "style": "max-width:100%;height:auto",
+    }
+    return element(
+        "svg",
+        box,
+        element("title", {"id": f"{key}-title"}, f"{title} ({told})"),
+        element("desc", {"id": f"{key}-told"}, ". ".join(_described(curve) for curve in curves)),
+        element("style", {}, Html(CSS)),
+        element("rect", {"width": WIDTH, "height": height, "rx": 6, "fill": "var(--paper)"}),
+        element("text", {"x": LEFT, "y": 20, "class": "head"}, title),
+        element("text", {"x": LEFT, "y": 37}, told),
+        *_grid(across, upwards, x.label, y.label),
+        *(part for number, curve in enumerate(curves) for part in _drawn(number, curve, across, upwards)),
+        *(part for number, curve in enumerate(curves) for part in _legend(number, curve.label)),
+    )
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Values to parts of an axis from 0 to 1, and its ticks."""
+
+    low: float
+    high: float
+    log: bool
+    marks: Sequence[tuple[float, str]]
+
+    def at(self, value: float) -> float:
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def _scale(axis: Axis, values: Sequence[float]) -> _Scale:
+    held = [*values, *(value for value, _ in axis.marks)]
+    low = min(held) if axis.low is None else axis.low
+    high = max(held) if axis.high is None else axis.high
+    if axis.log:
+        if not low > 0:
+            raise ValueError(f"axis {axis.label}: a logarithmic one needs values > 0, got {low!r}")
+        high = high if high > low else 2 * low
+        return _Scale(low, high, True, axis.marks or _powers(low, high))
+    if axis.marks:
+        return _Scale(low, high if high > low else low + 1, False, axis.marks)
+    levels = ticks(low, high)
+    fixed = axis.high is not None and axis.low is not None
+    levels = [level for level in levels if not fixed or low <= level <= high]
+    ends = (low, high) if fixed else (levels[0], levels[-1])
+    return _Scale(*ends, False, list(zip(levels, tick_labels(levels))))
+
+
+def _powers(low: float, high: float) -> list[tuple[float, str]]:
+    """Ticks at 1, 2 and 5 times powers of ten; of powers alone where that would be too many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1, 2, 5) if len(decades) <= 3 else (1,)
+    found = [digit * 10.0**power for power in decades for digit in digits]
+    return [(value, f"{value:g}") for value in found if low <= value * (1 + 1e-9) and value <= high * (1 + 1e-9)]
+
+
+def _grid(across: _Scale, upwards: _Scale, x: str, y: str) -> list[Html]:
+    parts = []
+    for value, name in upwards.marks:
+        top = _y(upwards, value)
+        ends: dict[str, Value] = {"x1": LEFT, "x2": WIDTH - RIGHT, "y1": top, "y2": top, "class": "rule"}
+        parts.append(element("line", ends))
+        parts.append(element("text", {"x": LEFT - 7, "y": _short(float(top) + 4), "text-anchor": "end"}, name))
+    for value, name in across.marks:
+        left = _x(across, value)
+        notch: dict[str, Value] = {"x1": left, "x2": left, "y1": TOP + HEIGHT, "y2": TOP + HEIGHT + 4, "class": "rule"}
+        parts.append(element("line", notch))
+        parts.append(element("text", {"x": left, "y": TOP + HEIGHT + 17, "text-anchor": "middle"}, name))
+    foot: dict[str, Value] = {"x": WIDTH - RIGHT, "y": TOP + HEIGHT + 34, "text-anchor": "end"}
+    turned: dict[str, Value] = {"transform": f"translate(13 {TOP + HEIGHT / 2}) rotate(-90)", "text-anchor": "middle"}
+    return [*parts, element("text", foot, x), element("text", turned, y)]
+
+
+def _drawn(number: int, curve: Curve, across: _Scale, upwards: _Scale) -> list[Html]:
+    parts, colour = [], number % COLOURS
+    if curve.spread:
+        limits = [(x, y, wide) for (x, y), wide in zip(curve.points, curve.spread)]
+        kept = limits[:: max(1, len(limits) // POINTS)]
+        edge = [(x, y + wide) for x, y, wide in kept] + [(x, y - wide) for x, y, wide in reversed(kept)]
+        parts.append(element("path", {"class": f"band f{colour}", "d": f"M{_path(edge, across, upwards)}Z"}))
+    line = _path(thin(curve.points, POINTS), across, upwards)
+    parts.append(element("path", {"class": f"curve c{colour}", **_dash(number), "d": f"M{line}"}))
+    if curve.dots:
+        for x, y in curve.points:
+            place: dict[str, Value] = {"cx": _x(across, x), "cy": _y(upwards, y), "r": 2.6, "class": f"f{colour}"}
+            parts.append(element("circle", place))
+    return parts
+
+
+def _legend(number: int, label: str) -> list[Html]:
+    column, row = number % LEGEND_COLUMNS, number // LEGEND_COLUMNS
+    left = LEFT + column * (WIDTH - LEFT - RIGHT) / LEGEND_COLUMNS
+    y = TOP + HEIGHT + 52 + LEGEND_ROW * row
+    sample: dict[str, Value] = {"x1": _short(left), "x2": _short(left + 26), "y1": y, "y2": y}
+    named = element("text", {"x": _short(left + 33), "y": y + 4}, label)
+    return [element("line", {**sample, "class": f"curve c{number % COLOURS}", **_dash(number)}), named]
+
+
+def _dash(number: int) -> dict[str, Value]:
+    dash = DASHES[(number + number // COLOURS) % len(DASHES)]  # Curves of one colour differ in their dashes.
+    return {"stroke-dasharray": dash} if dash else {}
+
+
+def _heights(curve: Curve) -> list[float]:
+    """All that a curve shows: its points, and its band."""
+    wide = curve.spread or [0.0] * len(curve.points)
+    return [y + side * width for (_, y), width in zip(curve.points, wide) for side in (-1, 1)]
+
+
+def _path(points: Sequence[Point], across: _Scale, upwards: _Scale) -> str:
+    return "L".join(f"{_x(across, x)} {_y(upwards, y)}" for x, y in points)
+
+
+def _x(scale: _Scale, value: float) -> str:
+    return _short(LEFT + (WIDTH - LEFT - RIGHT) * scale.at(value))
+
+
+def _y(scale: _Scale, value: float) -> str:
+    """Down from the top, held inside the field: a band may leave it where an axis is cut."""
+    return _short(TOP + HEIGHT * (1 - min(max(scale.at(value), 0.0), 1.0)))
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _described(curve: Curve) -> str:
+    """A curve in words, for who cannot see it."""
+    (x, y), (last_x, last_y) = curve.points[0], curve.points[-1]
+    return f"{curve.label}: {y:.4g} at {x:.4g} to {last_y:.4g} at {last_x:.4g}"
