@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-INFEASIBLE = "no model met the bounds, and the multipliers are at their limit"
+INFEASIBLE = "no model met the bounds, and the multipliers are at their limit; raise zeta, or lower train.learning_rate"
 DIFFERENCES = {
     "demographic_parity_difference": "demographic parity difference",
     "equalized_odds_difference": "equalized odds difference",

@@ -18,7 +18,7 @@ from privacy.events import Composed, Gaussian, Poisson, Repeated, Sampled
 from simulations.commands import summary
 from simulations.group_metrics import groups
 from simulations.preparing import prepare
-from simulations.running import run
+from simulations.running import ActiveRun, run
 from strategies.experiment import Engine, Experiment
 from strategies.layout import Layout
 from strategies.loading import parse
@@ -205,6 +205,21 @@ def test_numbers_have_groups_too() -> None:
         "groups": {"a": {"rows": 2, "loss": 1.0, "mse": 2.0}, "b": {"rows": 1, "loss": 2.0, "mse": 4.0}},
         "worst": "b",
     }
+
+
+def test_cohorts_of_single_silos_tell_on_average_what_all_silos_would(data: Path, tmp_path: Path) -> None:
+    # 5 silos in turns, and steps too short to learn: the mean of five rounds is the loss of all rows.
+    counts = prepare(experiment(data, "fedavg")).federation.train.rows.groups
+    assert counts is not None
+    known = [float(each) for each in torch.bincount(counts, minlength=2)]
+    strategy = BOUNDED | {"groups": {"counts": known}}
+    still = {"steps": 1, "learning_rate": 1e-9}
+    seen = {}
+    for name, cohort in (("turns", {"sampling": "cyclic", "separation": 5}), ("all", {"sampling": "all"})):
+        fair = experiment(data, strategy, rounds=5, cohort=cohort, train=still)
+        with ActiveRun(fair, tmp_path / name) as active:
+            seen[name] = torch.stack([result.state["losses"] for result in active]).mean(0)
+    torch.testing.assert_close(seen["turns"], seen["all"], rtol=1e-4, atol=0)
 
 
 def test_infeasible_bounds_are_said(data: Path, tmp_path: Path) -> None:

@@ -235,6 +235,16 @@ def test_bounds_kept_silo_by_silo_weigh_by_the_silos_own_counts(tmp_path: object
     assert float(state["model"][1]) == pytest.approx(0.1 * (17 * 3.0) / 4, rel=1e-5)
 
 
+def test_bounds_kept_silo_by_silo_clip_a_rows_loss_and_count_together(tmp_path: object) -> None:
+    # At a loss_clip of 4.5 the row at 3 adds (4.5, 4.5): it is 4.5 * 2^.5 long, and neither number is cut.
+    own = Groups(number=2, loss_clip=4.5, noise_multiplier=1e-9)
+    strategy = SiloGroupLoss((0.5,), dual_rate=1.0, bound=9.0, groups=own)
+    personal = PersonalStore(tmp_path, silos=3, sizes=strategy.personal(2))  # type: ignore[arg-type]
+    steps = [NoisySteps(clip_norm=1.0, noise_multiplier=1.0, batch=2.0, rows=4)] * 3
+    run(host_of(strategy, FEW, personal=personal, examples=steps), 1)
+    assert personal.rows([2], stacked=False)["lam"].tolist() == pytest.approx([0.0, 4.0], abs=1e-5)
+
+
 def test_sums_of_losses_are_priced_beside_the_steps_and_not_inside_of_their_batches() -> None:
     """q = .01, z = 1, 100 rounds of 10 steps, and sums with z_g = 5: 10.27; as a part of the batches it seems 1.91."""
     groups = Groups(noise_multiplier=5.0)
