@@ -7,17 +7,60 @@ so this is for simulations.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from client.examples import Examples
+from client.examples import Examples, Shards
+from strategies.bounded_group_loss import BoundedGroupLoss
 from strategies.layout import Layout
 from strategies.tasks import Task
 
+if TYPE_CHECKING:
+    from simulations.running import ActiveRun
+
 STEPS = 400  # Of L-BFGS, at most.
+NUMBERS = 2**22  # Of all rows' features: more would take longer than a small run.
+
+
+def certified(active: ActiveRun, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """`certificate`, nu at the end of a run that bounds groups' losses, where its task is convex and small.
+
+    It is computed on the silos' own rows, so only where private numbers may be shown.
+    """
+    experiment, train = active.experiment, active.federation.train
+    strategy, chain = experiment.strategy, experiment.task.stack(active.model.shape)
+    convex = chain is not None and len(chain.widths) == 2
+    if not isinstance(strategy, BoundedGroupLoss) or not convex or not active.records:
+        return {}
+    if train.rows.features.numel() > NUMBERS:
+        return {}
+    rows = Examples(
+        train.rows.features.flatten(1), train.rows.targets, strategy.grouped(train.rows.groups, train.rows.targets)
+    )
+    saddle = Saddle(
+        experiment.task,
+        copy.deepcopy(active.model.module).cpu(),
+        rows,
+        parts_of(train, by_rows=strategy.groups.weighting == "examples"),
+        strategy.bounds(),
+        strategy.bound,
+        experiment.train.weight_decay,
+    )
+    return {"certificate": saddle.nu(state["model"], state["lam"])}
+
+
+def parts_of(shards: Shards, *, by_rows: bool) -> Tensor:
+    """p_k / n_k of each row, `(rows,)` float64."""
+    if by_rows:
+        return torch.full((len(shards.rows),), 1.0 / len(shards.rows), dtype=torch.float64)
+    sizes = shards.sizes.double()
+    return (1.0 / (len(shards) * sizes)).repeat_interleave(shards.sizes)
 
 
 @dataclass(frozen=True)

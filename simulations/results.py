@@ -20,7 +20,7 @@ from server.checkpoint import atomic_write
 from server.loop import final_epsilon
 from server.rows import finite
 from server.turns import charged
-from simulations import auditing, channels, evaluation, example_privacy, group_metrics, local_privacy
+from simulations import auditing, certificates, channels, evaluation, example_privacy, group_metrics, local_privacy
 from simulations.engines import setup
 from strategies.base import Reported
 
@@ -52,7 +52,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
         "standardize": None if active.released is None else asdict(active.released),
         "versions": versions(),
-        "strategy_report": _reported(experiment.strategy.report(state)),
+        "strategy_report": _reported({**experiment.strategy.report(state), **certificates.certified(active, state)}),
         "stopped": active.stopped,
         "silos": len(active.federation.train),
         "notes": [*active.federation.notes, *active.notes, *_stamps(active)],

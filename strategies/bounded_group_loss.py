@@ -122,11 +122,12 @@ class BoundedGroupLoss(Strategy):
         theta = (state["theta"] + step).clamp(min=-UNBOUNDED)
         return {"theta": theta, "lam": duals.exponentiated(theta, self.bound), "shift": shift}
 
-    def _zeta(self) -> Tensor:
+    def bounds(self) -> Tensor:
+        """Zeta of each group, `(groups,)`; one that is infinite as a number so large that none passes it."""
         return torch.tensor(self.zeta).clamp(max=UNBOUNDED).expand(self.groups.size)
 
     def _violations(self, state: State) -> Tensor:
-        return state["losses"] - self._zeta()
+        return state["losses"] - self.bounds()
 
     def variants(self, state: State, round_: int) -> Mapping[str, Tensor]:
         """The tail average, which the convex theory is about; of a net it may mean little."""

@@ -1924,12 +1924,6 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "reweight: padding has the weight of some silo's row",
-        "client/stacked.py",
-        "share = torch.where(share > 0, share * weights, 0.0)",
-        "share = share * weights",
-    ),
-    Mutant(
         "reweight: silos of a stack swap their weights",
         "client/stacked.py",
         "if plan.full or correct is not None or reweight is not None:",

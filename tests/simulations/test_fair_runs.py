@@ -91,6 +91,7 @@ def test_the_worst_group_of_a_file_of_ones_own_is_served_better(data: Path, tmp_
     told = outcome.result["strategy_report"]
     assert told["lam"][0] > 0.5  # Of f, the first word.
     assert told["zeta"] == [0.55]
+    assert 0 <= told["certificate"] < 0.5  # Local steps stop short of the saddle point.
     assert outcome.result == json.loads((tmp_path / "bounded" / "result.json").read_text())
     page = (tmp_path / "bounded" / "report.html").read_text()
     words = summary.describe(outcome.result, outcome.folder, public=True)
@@ -98,6 +99,22 @@ def test_the_worst_group_of_a_file_of_ones_own_is_served_better(data: Path, tmp_
         assert f"{found['public_test']['groups']['f']['loss']:.4f}" in shown
         assert "emographic parity difference" in shown
         assert "lam average" in shown
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_the_certificate_knows_a_saddle_point_from_steps_that_are_too_long(
+    data: Path, tmp_path: Path, weighting: str
+) -> None:
+    found = []
+    for zeta, bound, rate in ((0.6, 3.0, 0.3), (0.55, 10.0, 0.5)):  # Weights of up to 1 + 10 * 4, at a rate of .5.
+        strategy = BOUNDED | {"zeta": zeta, "bound": bound, "groups": {"weighting": weighting}}
+        train = {"steps": 1, "learning_rate": rate, "weight_decay": 0.01}
+        fair = experiment(data, strategy, rounds=400, train=train, metrics={"every": 400})
+        found.append(run(fair, out=tmp_path / f"{rate}").result["strategy_report"])
+    assert sum(found[0]["lam"]) > 0.1
+    assert 0 <= found[0]["certificate"] <= 1e-2
+    assert found[0]["infeasible"] is False
+    assert found[1]["certificate"] > 1.0
 
 
 def test_workers_give_the_same_bits(data: Path, tmp_path: Path) -> None:
@@ -132,6 +149,7 @@ def test_silos_pay_for_updates_and_sums_as_one_gaussian(data: Path, tmp_path: Pa
     assert result["privacy"]["silo"]["epsilon_upper"] == pytest.approx(truth.upper, rel=1e-3)
     described = result["privacy"]["silo"]["channels"]["groups"]
     assert described["noise_multiplier"] == pytest.approx(0.3**-0.5)
+    assert "certificate" not in result["strategy_report"]
     assert "silos" not in result["metrics"]["groups"]  # Numbers of private rows stay where they are.
     assert result["metrics"]["groups"]["public_test"]["groups"]["f"]["loss"] > 0
 
