@@ -101,13 +101,10 @@ def test_the_worst_group_of_a_file_of_ones_own_is_served_better(data: Path, tmp_
         assert "lam average" in shown
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "examples"])
-def test_the_certificate_knows_a_saddle_point_from_steps_that_are_too_long(
-    data: Path, tmp_path: Path, weighting: str
-) -> None:
+def test_the_certificate_knows_a_saddle_point_from_steps_that_are_too_long(data: Path, tmp_path: Path) -> None:
     found = []
     for zeta, bound, rate in ((0.6, 3.0, 0.3), (0.55, 10.0, 0.5)):  # Weights of up to 1 + 10 * 4, at a rate of .5.
-        strategy = BOUNDED | {"zeta": zeta, "bound": bound, "groups": {"weighting": weighting}}
+        strategy = BOUNDED | {"zeta": zeta, "bound": bound}
         train = {"steps": 1, "learning_rate": rate, "weight_decay": 0.01}
         fair = experiment(data, strategy, rounds=400, train=train, metrics={"every": 400})
         found.append(run(fair, out=tmp_path / f"{rate}").result["strategy_report"])
