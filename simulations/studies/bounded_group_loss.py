@@ -91,7 +91,7 @@ def bounded_group_loss(ask: Ask) -> Findings:
             "no privacy: the study is about the method; losses, counts and multipliers would be noised under it",
             f"zeta {ZETA:g} is the specification's, for a centralized model that lost .4430 on its worst group; the "
             f"model here has other features, so zeta {TIGHT:g} is held to the same claims as a goal",
-            "where the sum of lam ends at 0 the bound is met without it: a loss below FedAvg's then comes from rounds in "
+            "where the sum of lam ends at 0 the bound is met without it: a loss below FedAvg's comes from rounds in "
             "which it was not, and would fade with more rounds; weights also make up for the L2 penalty, so that "
             "accuracy may rise",
             "multipliers of a silo with few rows of a group make steps there very long: silo by silo, the spread over "
