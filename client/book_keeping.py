@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from client.layer_gradients import LayerGradients, known, layer_gradients
+from client.reweighting import Weigh
 from client.separate_rows import ends
 from privacy.steps import NoisySteps
 from strategies.tasks import Task
@@ -62,19 +63,27 @@ class BookKeeping:
         for hook in self._hooks:
             hook.remove()
 
-    def total(self, features: Tensor, targets: Tensor, steps: NoisySteps) -> tuple[list[Tensor], Tensor]:
+    def total(
+        self, features: Tensor, targets: Tensor, steps: NoisySteps, weigh: Weigh | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """The sum of clipped gradients, a tensor per parameter, and each row's loss; see `ExampleSums.total`.
 
         Raises:
             Unknown: the model uses a layer twice, in place, or a parameter outside of its layer.
         """
         losses, found = self._gradients(features, targets)
-        factors = steps.factors(self._squares(found, losses).sqrt())
+        norms = self._squares(found, losses).sqrt()
+        if weigh is None:
+            factors = steps.factors(norms)
+        else:  # The gradient of u loss is u times as long, and is clipped as it is.
+            weights = weigh(losses)
+            factors = torch.where(torch.isfinite(weights), steps.factors(weights * norms) * weights, 0.0)
         if not bool((factors > 0).all()):  # A factor of 0 would still turn what is not finite into NaN.
             kept = factors > 0
             if not bool(kept.any()):
                 return [torch.zeros_like(parameter) for parameter in self.parameters], losses
-            return self.total(features[kept], targets[kept], steps)[0], losses
+            rest = None if weigh is None else weigh.select(kept)
+            return self.total(features[kept], targets[kept], steps, rest)[0], losses
         return self._sum(found, factors), losses
 
     def _gradients(self, features: Tensor, targets: Tensor) -> tuple[Tensor, dict[nn.Module, LayerGradients]]:

@@ -17,7 +17,7 @@ from client.private_stacked import PrivateStackedTrainer
 from privacy import streams
 from privacy.noise import SystemNoise
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Penalty
+from strategies.base import Correction, Penalty, Reweight
 from strategies.experiment import Train
 from strategies.tasks import Chain, Task
 
@@ -73,6 +73,7 @@ class DPSGD:
         correct: Correction | None,
         record: bool,
         penalty: Penalty | None = None,
+        reweight: Reweight | None = None,
     ) -> tuple[Tensor, list[float]]:
         """Trains some silos; returns `(N,)` or `(silos, N)`, and with `record` their private mean losses.
 
@@ -87,6 +88,7 @@ class DPSGD:
             correct: acts after the noise.
             record: whether to bring back losses.
             penalty: added to every example's gradient before it is clipped.
+            reweight: multiplies every example's loss before that.
 
         Raises:
             ValueError: the round's fits are used up; nobody paid for another.
@@ -101,7 +103,15 @@ class DPSGD:
         trainer = self.trainer
         if isinstance(trainer, PrivateStackedTrainer):
             trained = trainer.fit(
-                start, rows, plan, steps=own, noise=noise, correct=correct, penalty=penalty, record=record
+                start,
+                rows,
+                plan,
+                steps=own,
+                noise=noise,
+                correct=correct,
+                penalty=penalty,
+                reweight=reweight,
+                record=record,
             )
         else:
             key = int(keys[0] >> np.uint64(1))
@@ -113,6 +123,7 @@ class DPSGD:
                 noise=noise[0],
                 correct=correct,
                 penalty=penalty,
+                reweight=reweight,
                 key=key,
                 record=record,
             )

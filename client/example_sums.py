@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from client.book_keeping import BookKeeping, Unknown, checked
+from client.reweighting import Weigh
 from client.separate_rows import Mixed, separate
 from privacy.steps import NoisySteps
 from strategies.layout import Layout
@@ -68,12 +69,19 @@ class ExampleSums:
         self.twin.double()
 
     def total(
-        self, features: Tensor, targets: Tensor, steps: NoisySteps, *, pull: Sequence[Tensor] | None = None
+        self,
+        features: Tensor,
+        targets: Tensor,
+        steps: NoisySteps,
+        *,
+        pull: Sequence[Tensor] | None = None,
+        weigh: Weigh | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """The sum of clipped gradients, one tensor per parameter in the order of the layout, and each row's loss.
 
         An example whose gradient is not finite adds nothing. No rows at all add up to zeros. A `pull`, one tensor per
-        parameter, is added to every example's gradient before it is clipped; that takes `hooks`.
+        parameter, is added to every example's gradient before it is clipped; that takes `hooks`. `weigh` multiplies
+        every example's loss before that.
 
         Raises:
             UnsupportedModel: examples' gradients are not autograd's, or depend on other rows, which the first batch of
@@ -84,23 +92,28 @@ class ExampleSums:
         self._require_apart(features, targets)
         if pull is not None and self.books is not None:
             raise ValueError("a pull is added to gradients that are written out; use hooks")
-        found = self._total(features, targets, steps, pull)
+        found = self._total(features, targets, steps, pull, weigh)
         for name, each, version in self._numbers:
             if self.twin.get_buffer(name) is not each or each._version != version:
                 raise UnsupportedModel(f"{self.name} cannot be trained by DP-SGD: it changes its buffer {name}")
         return found
 
     def _total(
-        self, features: Tensor, targets: Tensor, steps: NoisySteps, pull: Sequence[Tensor] | None
+        self,
+        features: Tensor,
+        targets: Tensor,
+        steps: NoisySteps,
+        pull: Sequence[Tensor] | None,
+        weigh: Weigh | None,
     ) -> tuple[list[Tensor], Tensor]:
         if self.books is not None:
             try:
-                return self.books.total(features, targets, steps)
+                return self.books.total(features, targets, steps, weigh)
             except Unknown:  # Only a batch shows how layers are used.
                 self.books.close()
                 self.books = None
                 self._wrap()
-        return self._by_hooks(features, targets, steps, pull)
+        return self._by_hooks(features, targets, steps, pull, weigh)
 
     def _require_apart(self, features: Tensor, targets: Tensor) -> None:
         """Looks at batches until one has shown that rows are treated apart; a single row has none to be mixed with."""
@@ -120,9 +133,17 @@ class ExampleSums:
             raise UnsupportedModel(_refusal(self.name, error)) from error
 
     def _by_hooks(
-        self, features: Tensor, targets: Tensor, steps: NoisySteps, pull: Sequence[Tensor] | None
+        self,
+        features: Tensor,
+        targets: Tensor,
+        steps: NoisySteps,
+        pull: Sequence[Tensor] | None,
+        weigh: Weigh | None,
     ) -> tuple[list[Tensor], Tensor]:
         losses, each = self._hooked(features, targets)
+        if weigh is not None:  # A weight knows no parameter, so the gradient of u loss is u times that of the loss.
+            weights = weigh(losses)
+            each = [own * weights.view(-1, *[1] * (own.dim() - 1)).to(own.dtype) for own in each]
         if pull is not None:
             each = [own + part for own, part in zip(each, pull, strict=True)]
         factors = steps.factors(torch.stack([own.flatten(1).norm(dim=1) for own in each]).norm(dim=0))

@@ -17,6 +17,7 @@ from client.examples import Examples, Shards
 from client.personal import PersonalStore
 from client.planted import Planted
 from client.queries import Queries
+from client.reweighting import known_by
 from client.rounding import Rounding
 from client.single import SingleTrainer
 from client.stacked import StackedTrainer
@@ -32,6 +33,7 @@ from strategies.base import (
     Guard,
     Instruction,
     Penalty,
+    Reweight,
     Rows,
     Shown,
     Split,
@@ -178,7 +180,7 @@ class SiloHost:
 
     def hold(self, shards: Shards) -> None:
         """Trains on other rows from now on, of the same silos."""
-        self.shards = shards
+        self.shards = known_by(self.strategy, shards)
         self.starts, self.sizes = shards.offsets[:-1].numpy(), shards.sizes.numpy()
 
     def evaluate(
@@ -277,26 +279,44 @@ class Session:
     def _shaped(self, values: Tensor) -> Tensor:
         return values if self._stacked else values[0]
 
-    def fit(self, start: Tensor, *, correct: Correction | None = None, penalty: Penalty | None = None) -> Tensor:
+    def fit(
+        self,
+        start: Tensor,
+        *,
+        correct: Correction | None = None,
+        penalty: Penalty | None = None,
+        reweight: Reweight | None = None,
+    ) -> Tensor:
         """Trains from `start`; see `strategies.base.Silo.fit`."""
         host = self._host
         if host.dpsgd is not None:
-            return self._private_fit(host.dpsgd, start, correct, penalty)
+            return self._private_fit(host.dpsgd, start, correct, penalty, reweight)
         batches, keys = self._plan()
         correct = beside(correct, penalty)
         self._fits += 1
         trainer: SingleTrainer | StackedTrainer
         if self._stacked and host.stack is not None:
             trainer = host.stack
-            trained = trainer.fit(start, host.shards.rows, batches, correct=correct, record=self._record)
+            trained = trainer.fit(
+                start, host.shards.rows, batches, correct=correct, reweight=reweight, record=self._record
+            )
         else:
             trainer, key = host.single, int(keys[0] >> np.uint64(1))
-            trained = trainer.fit(start, host.shards.rows, batches, correct=correct, key=key, record=self._record)
+            trained = trainer.fit(
+                start, host.shards.rows, batches, correct=correct, reweight=reweight, key=key, record=self._record
+            )
         self.losses += trainer.losses
         trainer.losses = []
         return trained
 
-    def _private_fit(self, dpsgd: DPSGD, start: Tensor, correct: Correction | None, penalty: Penalty | None) -> Tensor:
+    def _private_fit(
+        self,
+        dpsgd: DPSGD,
+        start: Tensor,
+        correct: Correction | None,
+        penalty: Penalty | None,
+        reweight: Reweight | None,
+    ) -> Tensor:
         host = self._host
         trained, losses = dpsgd.fit(
             start,
@@ -308,6 +328,7 @@ class Session:
             fit=self._fits,
             correct=correct,
             penalty=penalty,
+            reweight=reweight,
             record=self._record,
         )
         self._fits += 1

@@ -10,10 +10,11 @@ from client.descent import Descent
 from client.device import seeded
 from client.example_sums import ExampleSums
 from client.examples import Examples
+from client.reweighting import Weigh
 from client.single import layout_of_images
 from privacy.noise import SystemNoise
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Penalty
+from strategies.base import Correction, Penalty, Reweight
 from strategies.experiment import Train
 from strategies.layout import Layout
 from strategies.tasks import Task
@@ -48,6 +49,7 @@ class PrivateTrainer:
         noise: torch.Generator | SystemNoise,
         correct: Correction | None = None,
         penalty: Penalty | None = None,
+        reweight: Reweight | None = None,
         key: int = 0,
         record: bool = False,
     ) -> Tensor:
@@ -63,6 +65,7 @@ class PrivateTrainer:
             noise: the silo's own for this fit.
             correct: acts after the noise, on weights and gradient alone.
             penalty: added to every row's gradient before it is clipped.
+            reweight: multiplies every row's loss before that.
             key: seeds layers that draw (dropout); the process's own generator is left as it was.
             record: append the mean loss over all rows seen to `losses`; private.
         """
@@ -73,7 +76,8 @@ class PrivateTrainer:
             for step in range(plan.steps):
                 batch = rows.select(plan.rows[0, step, : int(plan.counts[0, step])])
                 pull = None if penalty is None else penalty(weights).to(self.device)
-                sums, losses = self._total(batch.features, batch.targets, steps, pull)
+                weigh = None if reweight is None else Weigh(reweight, batch.groups, private=True)
+                sums, losses = self._total(batch.features, batch.targets, steps, pull, weigh)
                 descent.step(steps.release(torch.cat([part.reshape(-1) for part in sums]).cpu(), noise))
                 if weights is not self.weights:
                     self.weights.copy_(weights)
@@ -83,18 +87,22 @@ class PrivateTrainer:
         return weights.clone()
 
     def _total(
-        self, features: Tensor, targets: Tensor, steps: NoisySteps, pull: Tensor | None
+        self, features: Tensor, targets: Tensor, steps: NoisySteps, pull: Tensor | None, weigh: Weigh | None
     ) -> tuple[list[Tensor], Tensor]:
         targets = targets.to(self.device)
         if pull is None:
-            return self.sums.total(layout_of_images(features).to(self.device), targets, steps)
+            return self.sums.total(layout_of_images(features).to(self.device), targets, steps, weigh=weigh)
         # A penalty meets gradients that are written out, which only hooks do; those of a convolution go wrong with
         # channels last, and are then refused.
         if self._written is None:
             self._written = ExampleSums(self._module, self.sums.task, hooks=True)
             self._views(self._written)
         return self._written.total(
-            features.to(self.device), targets, steps, pull=list(self.layout.unflatten(pull).values())
+            features.to(self.device),
+            targets,
+            steps,
+            pull=list(self.layout.unflatten(pull).values()),
+            weigh=weigh,
         )
 
     def _views(self, sums: ExampleSums) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 from client.batches import Plan
 from client.descent import Descent
 from client.examples import Examples
+from client.reweighting import Weigh
 from client.stacked import StackedTrainer
 from privacy.noise import SystemNoise
 from privacy.steps import NoisySteps
-from strategies.base import Correction, Penalty
+from strategies.base import Correction, Penalty, Reweight
 from strategies.experiment import Train
 from strategies.tasks import Chain
 
@@ -40,6 +41,7 @@ class PrivateStackedTrainer:
         noise: Sequence[torch.Generator | SystemNoise],
         correct: Correction | None = None,
         penalty: Penalty | None = None,
+        reweight: Reweight | None = None,
         record: bool = False,
     ) -> Tensor:
         """Trains every silo of a Poisson plan from `start`, `(N,)` or `(silos, N)`; returns `(silos, N)`.
@@ -53,7 +55,7 @@ class PrivateStackedTrainer:
             count = plan.counts[:, step]
             index = plan.rows[:, step, : int(count.max())]
             pull = None if penalty is None else penalty(weights)
-            sums, losses = self.sums(weights, rows, index, count, steps, pull)
+            sums, losses = self.sums(weights, rows, index, count, steps, pull, reweight=reweight)
             descent.step(torch.stack([own.release(part, rng) for own, part, rng in zip(steps, sums, noise)]))
             total += losses
         if record:
@@ -68,6 +70,8 @@ class PrivateStackedTrainer:
         count: Tensor,
         steps: Sequence[NoisySteps],
         pull: Tensor | None = None,
+        *,
+        reweight: Reweight | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The sums of clipped gradients, `(silos, N)`, and the sums of losses, `(silos,)`.
 
@@ -78,6 +82,7 @@ class PrivateStackedTrainer:
             count: `(silos,)`.
             steps: of each silo; all clip alike.
             pull: `(silos, N)`, a silo's vector that is added to each of its rows' gradients before the clip.
+            reweight: what multiplies each row's loss before that; see `strategies.base.Silo.fit`.
         """
         silos, batch = index.shape
         if batch == 0:
@@ -91,8 +96,13 @@ class PrivateStackedTrainer:
         goals = rows.targets.index_select(0, index.reshape(-1)).view(silos, batch)
         layers = self.dense.layers(weights)
         values = self.dense.forward(layers, features)
-        losses = self.dense.row_losses(values[-1], goals).masked_fill(~real, 0.0).sum(1)
-        slopes = dict(self.dense.signals(layers, values, self.dense.slopes(values[-1], goals)))
+        losses = self.dense.row_losses(values[-1], goals)
+        signal = self.dense.slopes(values[-1], goals)
+        if reweight is not None:
+            groups = None if rows.groups is None else rows.groups.index_select(0, index.reshape(-1)).view(silos, batch)
+            signal.mul_(Weigh(reweight, groups, private=True)(losses).unsqueeze(-1))
+        losses = losses.masked_fill(~real, 0.0).sum(1)
+        slopes = dict(self.dense.signals(layers, values, signal))
         if pull is not None:
             return self._pulled(values, slopes, real, steps[0], pull.expand_as(weights)).to(weights.dtype), losses
         factors = steps[0].factors(_squares(values, slopes).sqrt()) * real

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from client.batches import Plan
 from client.device import CPU, seeded
 from client.examples import Examples
-from strategies.base import Correction
+from client.reweighting import Weigh
+from strategies.base import Correction, Reweight
 from strategies.experiment import Train
 from strategies.layout import Layout
 from strategies.tasks import Task
@@ -46,10 +47,13 @@ class SingleTrainer:
         plan: Plan,
         *,
         correct: Correction | None = None,
+        reweight: Reweight | None = None,
         key: int = 0,
         record: bool = False,
     ) -> Tensor:
         """Trains one silo from `start` `(N,)` along a plan of one silo; returns the trained `(N,)`.
+
+        `reweight` multiplies each row's loss before their mean is taken, by the whole batch's number of rows.
 
         `key` seeds layers that draw (dropout); the process's own generator is left as it was. With `record`, the mean
         loss over the steps is appended to `losses`.
@@ -65,11 +69,12 @@ class SingleTrainer:
                     break
                 batch = rows.select(plan.rows[0, step, :count])
                 outputs = self.module(layout_of_images(batch.features).to(self.device))
-                loss = self.task.losses(outputs, batch.targets.to(self.device)).mean()
+                losses = self.task.losses(outputs, batch.targets.to(self.device))
+                loss = (losses if reweight is None else losses * Weigh(reweight, batch.groups)(losses)).mean()
                 # Fresh gradients, not .grad: nothing to set to zero and nothing to add onto.
                 self._step(torch.autograd.grad(loss, self.parameters, materialize_grads=True), momentum, correct)
                 if record:
-                    seen.append(loss.detach())
+                    seen.append(losses.detach().mean())
         if record:
             self.losses.append(float(torch.stack(seen).mean()) if seen else float("nan"))
         return self.weights.to(CPU, copy=True)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from client.batches import Plan
 from client.examples import Examples
-from strategies.base import Correction
+from client.reweighting import Weigh
+from strategies.base import Correction, Reweight
 from strategies.experiment import Train
 from strategies.tasks import Chain
 
@@ -70,14 +71,17 @@ class StackedTrainer:
         plan: Plan,
         *,
         correct: Correction | None = None,
+        reweight: Reweight | None = None,
         record: bool = False,
     ) -> Tensor:
         """Trains every silo of a plan from `start`, `(N,)` or `(silos, N)`; returns `(silos, N)`.
 
+        `correct` and `reweight` as `strategies.base.Silo.fit` has them.
+
         With `record`, each silo's mean loss over its steps is appended to `losses`.
         """
-        if plan.full or correct is not None:  # A correction is for the silos of this stack, in their order.
-            return self._fit(start, rows, plan, correct=correct, record=record)
+        if plan.full or correct is not None or reweight is not None:  # For the silos of this stack, in their order.
+            return self._fit(start, rows, plan, correct=correct, reweight=reweight, record=record)
         # Longest first, so that silos that are done need no more work: under label skew that is most of it.
         order = (plan.counts > 0).sum(1).argsort(descending=True, stable=True)
         known, back = len(self.losses), order.argsort()
@@ -87,7 +91,16 @@ class StackedTrainer:
         self.losses[known:] = [losses[at] for at in back.tolist()] if record else []
         return vectors[back]
 
-    def _fit(self, start: Tensor, rows: Examples, plan: Plan, *, correct: Correction | None, record: bool) -> Tensor:
+    def _fit(
+        self,
+        start: Tensor,
+        rows: Examples,
+        plan: Plan,
+        *,
+        correct: Correction | None,
+        record: bool,
+        reweight: Reweight | None = None,
+    ) -> Tensor:
         """As `fit`; silos without a step left are left out where they come last and nobody corrects."""
         silos = plan.rows.shape[0]
         features, targets = rows.features.flatten(1), rows.targets
@@ -95,14 +108,18 @@ class StackedTrainer:
         total = torch.zeros(silos)
         for step in range(plan.steps):
             batch, count = plan.rows[:, step], None if plan.full else plan.counts[:, step]
-            if count is not None and correct is None:
+            if count is not None and correct is None and reweight is None:
                 active = int((count > 0).sum())
                 count, batch = count[:active], batch[:active, : int(count.max())]
                 walk.narrow(active)
             index = batch.reshape(-1)
             values = self.forward(walk.layers, features.index_select(0, index).view(*batch.shape, -1))
             goals = targets.index_select(0, index).view(batch.shape)
-            signal, losses = self._signal(values[-1], goals, count, record=record)
+            weigh = None
+            if reweight is not None:
+                groups = rows.groups
+                weigh = Weigh(reweight, None if groups is None else groups.index_select(0, index).view(batch.shape))
+            signal, losses = self._signal(values[-1], goals, count, weigh=weigh, record=record)
             if losses is not None:
                 total[: len(losses)] += losses
             walk.step(values, signal, count)
@@ -143,12 +160,15 @@ class StackedTrainer:
         return values
 
     def _signal(
-        self, outputs: Tensor, goals: Tensor, count: Tensor | None, *, record: bool
+        self, outputs: Tensor, goals: Tensor, count: Tensor | None, *, weigh: Weigh | None, record: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The gradient of each silo's mean loss by its outputs; and with `record` that mean loss, `(silos,)`."""
+        """The gradient of each silo's mean weighed loss by its outputs; and with `record` its mean loss, `(silos,)`."""
         share = _shares(goals.shape[1], count)
         signal = self.slopes(outputs, goals)
         losses = (self.row_losses(outputs, goals) * share.squeeze(-1)).sum(1) if record else None
+        if weigh is not None:  # Padding is some silo's row: its weight may be anything, and 0 times infinity is not 0.
+            weights = weigh(self.row_losses(outputs, goals)).unsqueeze(-1)
+            share = torch.where(share > 0, share * weights, 0.0)
         return signal.mul_(share), losses
 
     def slopes(self, outputs: Tensor, goals: Tensor) -> Tensor:

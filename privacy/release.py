@@ -239,6 +239,7 @@ class Release:
         population: all silos of the federation, also those not asked.
         votes: channel to its released votes on the clip norm, where it adapts.
         revealed: the updates one by one, for a strategy that declares `reveals`.
+        rate: expected part of the population in a round; a sum over the cohort, divided by it, errs for all to no side.
     """
 
     sums: Mapping[str, Tensor]
@@ -246,6 +247,7 @@ class Release:
     population: int
     votes: Mapping[str, float] = field(default_factory=dict)
     revealed: Revealed | None = None
+    rate: float = 1.0
 
     def sum(self, channel: str) -> Tensor:
         """The released sum of a channel, `(N,)` float32."""
@@ -282,6 +284,7 @@ class Collector:
         expected: the constant expected number of contributions (canaries included).
         population: silos of the federation.
         reveals: the release shows the updates one by one, too.
+        rate: expected part of the population in a round.
     """
 
     def __init__(
@@ -292,7 +295,9 @@ class Collector:
         expected: float,
         population: int,
         reveals: bool = False,
+        rate: float = 1.0,
     ) -> None:
+        self.rate = rate
         self.mechanisms, self.expected, self.population, self.reveals = mechanisms, expected, population, reveals
         self.sums = {name: torch.zeros(sizes[name], dtype=torch.float64) for name in mechanisms}
         self.votes = _no_votes(mechanisms)
@@ -336,7 +341,7 @@ class Collector:
         if self.reveals:
             sizes = {name: total.numel() for name, total in self.sums.items()}
             revealed = Revealed.join([Revealed.nobody(sizes), *self._seen])
-        return Release(sums, divisors, self.population, votes, revealed)
+        return Release(sums, divisors, self.population, votes, revealed, self.rate)
 
 
 @dataclass

@@ -295,6 +295,7 @@ def _train(
         expected=training.expected,
         population=link.population,
         reveals=strategy.reveals,
+        rate=training.sampler.expected / training.sampler.population,
     )
     for partial in link.ask(requests, training.mechanisms, record=training.record):
         collector.add(partial)

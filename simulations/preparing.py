@@ -71,7 +71,8 @@ def _fits(experiment: Experiment, federation: Federation) -> None:
         raise ConfigError(
             [f"task: {experiment.task.name} takes {taken}, but the rows of {federation.name} are {there}; use {remedy}"]
         )
-    if lines := experiment.strategy.misfits(experiment, len(federation.train)):
+    lines = experiment.strategy.misfits(experiment, len(federation.train))
+    if lines := [*lines, *experiment.strategy.group_problems(federation.group_names)]:
         raise ConfigError(lines)
 
 

@@ -21,10 +21,10 @@ from server.loop import final_epsilon
 from server.loop import served as served_by
 from server.rows import finite
 from server.turns import charged
-from simulations import auditing, channels, evaluation, example_privacy, local_privacy
+from simulations import auditing, certificates, channels, evaluation, example_privacy, group_metrics, local_privacy
 from simulations.attacks import measuring
 from simulations.engines import setup
-from strategies.base import Guard
+from strategies.base import Guard, Reported
 from strategies.guarded import Guarded
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
         "standardize": None if active.released is None else asdict(active.released),
         "versions": versions(),
+        "strategy_report": _reported({**experiment.strategy.report(state), **certificates.certified(active, state)}),
         "stopped": active.stopped,
         "silos": len(active.federation.train),
         "notes": [*active.federation.notes, *active.notes, *_stamps(active)],
@@ -73,16 +74,29 @@ def finish(active: ActiveRun) -> dict[str, Any]:
 def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor, rounds: int) -> dict[str, Any]:
     """Loss and score on the public test set, and the spread over silos where private numbers may be shown."""
     measured: dict[str, Any] = {active.model.shape.metric: None, "loss": None, "per_silo": None}
+    variants = active.experiment.strategy.variants(state, rounds)
     if active.training.evaluate is not None:
         measured |= finite(active.training.evaluate(*served_by(active.experiment.strategy, state)))
-        variants = active.experiment.strategy.variants(state, rounds)
         measured["variants"] = {name: finite(active.training.evaluate(each)) for name, each in variants.items()}
     served = evaluation.served(active, state, rounds)
     if "test" in served:
         measured["per_silo"] = served["test"]["per_silo"]
         if active.training.evaluate is None:
             measured |= served["test"]
-    return measured | served
+    by_group = group_metrics.served(active, predictor, variants)
+    return measured | served | ({} if by_group is None else {"groups": by_group})
+
+
+def _reported(numbers: Mapping[str, Reported]) -> dict[str, Any]:
+    """What the strategy tells, as JSON."""
+    return {
+        name: [_number(each) for each in value]
+        if isinstance(value, list)
+        else _number(value)
+        if isinstance(value, float)
+        else value
+        for name, value in numbers.items()
+    }
 
 
 def _attacks(active: ActiveRun, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any] | None:

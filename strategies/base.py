@@ -6,7 +6,7 @@ Vectors are flat. The silo half runs on one silo, with vectors `(N,)`, or on a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -25,6 +25,8 @@ Correction = Callable[[Tensor, Tensor], Tensor]
 Penalty = Callable[[Tensor], Tensor]
 Rows = Callable[[Tensor, Tensor | None], Tensor]
 Shown = Callable[[Tensor, Tensor, Tensor], Tensor]
+Reweight = Callable[[Tensor, Tensor | None], Tensor]
+Reported = float | bool | str | list[float]
 Split = Literal["validation", "test"]
 
 
@@ -146,7 +148,14 @@ class Silo(Protocol):
         """The experiment's training section."""
         ...
 
-    def fit(self, start: Tensor, *, correct: Correction | None = None, penalty: Penalty | None = None) -> Tensor:
+    def fit(
+        self,
+        start: Tensor,
+        *,
+        correct: Correction | None = None,
+        penalty: Penalty | None = None,
+        reweight: Reweight | None = None,
+    ) -> Tensor:
         """Trains from `start` (`(N,)`, broadcast over a stack) as the experiment's `train` section says.
 
         Args:
@@ -156,6 +165,9 @@ class Silo(Protocol):
             penalty: turns parameters into a vector that is added to the gradient of every example before it is
                 clipped, where examples are private; else it adds to the gradient as `correct` can. It reads no data
                 either.
+            reweight: turns the losses of a batch's rows, and their groups where the data has some, each `(rows,)` or
+                `(silos, rows)`, into what each row's loss is multiplied by: at least 0, before its gradient is
+                clipped. Where examples are private, a row's weight must follow from its own loss and group alone.
 
         Returns:
             The trained vector, `(N,)` or `(silos, N)`.
@@ -218,6 +230,14 @@ class Strategy:
 
     def misfits(self, experiment: Experiment, silos: int) -> list[str]:
         """What in these settings does not fit the rest of the experiment, or its number of silos; a line each."""
+        return []
+
+    def grouped(self, groups: Tensor | None, targets: Tensor) -> Tensor | None:
+        """The groups `(rows,)` that the silo half knows rows by, from those of the data and the rows' targets."""
+        return groups
+
+    def group_problems(self, names: Sequence[str]) -> list[str]:
+        """What in these settings does not fit the groups of the data, `names`; a line each."""
         return []
 
     @property
@@ -283,6 +303,10 @@ class Strategy:
     def flagged(self, state: State) -> Tensor | None:
         """The silos whose updates the last round left out, `(silos,)` int64; None where it judged nobody."""
         return None
+
+    def report(self, state: State) -> Mapping[str, Reported]:
+        """Numbers worth telling at the end of a run, by name; from the state alone, so as public as the model."""
+        return {}
 
     def evaluate(self, silo: Silo, instruction: Instruction) -> Mapping[str, Tensor]:
         """How well a silo is served, on its own held-out rows."""

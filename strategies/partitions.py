@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from privacy.checks import finite, positive
 from strategies.named import enter
@@ -44,6 +44,10 @@ class Partition:
             raise ValueError(f"partition {self.name}: {len(targets)} rows cannot fill {silos} silos; use fewer silos")
         parts = self.deal(targets, silos, generator(key), natural)
         return [part.sort().values for part in occupy(parts)]
+
+    def skewed(self, targets: Tensor, groups: Tensor | None) -> Tensor:
+        """What rows are dealt by, in the place of targets, from these and the groups that the data names."""
+        return targets
 
     def deal(self, targets: Tensor, silos: int, rng: torch.Generator, natural: Tensor | None) -> list[Tensor]:
         """The variant's own rule; silos may still be empty, order is free."""
@@ -85,13 +89,25 @@ class Iid(Partition):
 @partition("dirichlet")
 @dataclass(frozen=True)
 class Dirichlet(Partition):
-    """Label skew: each class is dealt to silos in Dirichlet(alpha) proportions (Yurochkin et al. 2019, section 4)."""
+    """Label skew: each class is dealt to silos in Dirichlet(alpha) proportions (Yurochkin et al. 2019, section 4).
+
+    Groups of rows can be dealt in the place of classes.
+    """
 
     alpha: float = field(help="skew of classes between silos: 0.1 is strong, 100 is almost none", above=0)
+    by: Literal["class", "group"] = field("class", help="what is skewed: classes, or the groups of data.group")
 
     def __post_init__(self) -> None:
         positive(alpha=self.alpha)
         finite(alpha=self.alpha)
+
+    def skewed(self, targets: Tensor, groups: Tensor | None) -> Tensor:
+        """Classes, or groups."""
+        if self.by == "class":
+            return targets
+        if groups is None:
+            raise ValueError("partition dirichlet: by: group needs data.group; give it, or use by: class")
+        return groups
 
     def deal(self, targets: Tensor, silos: int, rng: torch.Generator, natural: Tensor | None) -> list[Tensor]:
         """Class by class, so that the classes' proportions are independent."""

@@ -29,6 +29,8 @@ def strategy(name: str) -> Callable[[Kind], Kind]:
 
 def _load() -> None:
     from strategies import (  # noqa: F401  One line per strategy.
+        afl,
+        bounded_group_loss,
         ditto,
         fedavg,
         finetune,
@@ -38,10 +40,13 @@ def _load() -> None:
         mocha,
         mr_mtl,
         pruning,
+        q_fedavg,
         rank_tiers,
         robust,
         robust_filters,
         shadow,
+        silo_group_loss,
+        term,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from simulations.commands import output
 from simulations.words import audit as audit_words
+from simulations.words import groups as group_words
 
 Result = Mapping[str, Any]
 
@@ -19,6 +20,7 @@ def describe(result: Result, folder: Path, *, public: bool) -> str:
         *_measured(result, public=public),
         *_attacks(result.get("attacks")),
         *_epsilons(result),
+        *group_words.told(result),
         *_failures(result["updates"]),
         ("bytes", _bytes(result["communication"])),
         ("time in rounds", output.span(result["seconds"])),

@@ -157,7 +157,7 @@ SOURCES: dict[str, Source] = {
         "30,000 + 10,000 garments turned by 90 degrees, none of backbone fashion_upright; own test set", fashion_shifted
     ),
     "adult": Source(
-        "32,561 + 16,281 people of a US census, income above 50,000 or not; own test set", adult, ("sex", "race")
+        "32,561 + 16,281 people of a US census, income above 50,000 or not; own test set", adult, ("sex", "race", "age")
     ),
     "shakespeare": Source("next characters in plays, windows of 80; silos: the large roles", shakespeare),
     "healthtweets": Source(

@@ -59,9 +59,9 @@ def deal(config: Data, source: Table, order: Tensor, seed: int) -> tuple[list[Te
     else:
         names = tuple(f"silo-{index:0{len(str(config.silos - 1))}d}" for index in range(config.silos))
     try:
-        parts = config.partition.split(
-            source.targets[order], silos=len(names), key=derive(seed, "data", "partition"), natural=natural
-        )
+        groups = None if source.groups is None else source.groups[order]
+        dealt = config.partition.skewed(source.targets[order], groups)
+        parts = config.partition.split(dealt, silos=len(names), key=derive(seed, "data", "partition"), natural=natural)
     except ValueError as error:
         raise DataError(f"data.{error}") from error
     return [order[part] for part in parts], names, notes

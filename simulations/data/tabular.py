@@ -16,6 +16,7 @@ from simulations.data.carriers import locate
 
 INCOME = "income"
 LEFT_OUT = "fnlwgt"  # The census bureau's sampling weight, no property of the person.
+AGES = {"<35": range(35), "35-50": range(35, 51), ">50": range(51, 200)}  # Words of the groups by age, and their years.
 SCALES = {"age": 100.0, "education-num": 16.0, "capital-gain": 1e5, "capital-loss": 5e3, "hours-per-week": 100.0}
 
 # Item to its target, its silo column, and what is left out: identifiers, and columns that repeat others centred.
@@ -33,7 +34,7 @@ def adult(group: str | None) -> tuple[Table, Table]:
     read off the rows. An unknown value ("?") is a category of its own.
 
     Args:
-        group: "sex", "race" or None; the group's column is then no feature.
+        group: "sex", "race", "age" (in three bands) or None; the group's column is then no feature.
     """
     folder = locate("adult")
     columns = documented(folder / "adult.names")
@@ -64,15 +65,22 @@ def read_adult(path: Path, columns: dict[str, tuple[str, ...]], group: str | Non
                 rows.append([*row[:-1], row[-1].rstrip(".")])
     cells = dict(zip([*columns, INCOME], map(list, zip(*rows))))
     grid = Grid(path.name, lines, {name: column for name, column in cells.items() if name != LEFT_OUT})
+    if group == "age":
+        grid = replace(grid, cells={**grid.cells, group: [_band(years) for years in grid.cells[group]]})
+        columns = columns | {group: tuple(AGES)}
     public = {name: words for name, words in columns.items() if words} | {INCOME: ("<=50K", ">50K")}
     if group is not None:
         public[group] = tuple(word for word in public[group] if word != "?")
     table = tabulate(grid, kind="classification", target=INCOME, group=group, categories=public)
     scale = torch.tensor([SCALES.get(name, 1.0) for name in table.feature_names])
     note = f"{LEFT_OUT} left out; categories as documented; numbers divided by public constants: " + ", ".join(
-        f"{name} / {constant:g}" for name, constant in SCALES.items()
+        f"{name} / {constant:g}" for name, constant in SCALES.items() if name in table.feature_names
     )
     return replace(table, features=table.features / scale, notes=(*table.notes, note))
+
+
+def _band(years: str) -> str:
+    return next(word for word, band in AGES.items() if int(years) in band)
 
 
 def schools(item: str, group: str | None) -> Table:

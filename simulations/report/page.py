@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.report.attacks import attacks_section
+from simulations.report.groups import groups_section
 from simulations.report.markup import Html, element, join
 from simulations.report.privacy import claimed_words, measured_words, privacy_section
 from simulations.report.run import ReportError, Run, read_run
@@ -52,6 +53,7 @@ def page(run: Run) -> Html:
         privacy_section(run),
         learning_section(run),
         attacks_section(run),
+        groups_section(run),
         traffic_section(run),
         _setting(run),
         _again(run),

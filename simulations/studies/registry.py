@@ -13,6 +13,7 @@ FIVE = (0, 1, 2, 3, 4)
 MODULES = (
     "accountant_grid",
     "alarm",
+    "bounded_group_loss",
     "canary_cost",
     "flasc",
     "flasc_beyond",

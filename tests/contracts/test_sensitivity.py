@@ -111,6 +111,10 @@ class World:
 
     def host(self, folder: Path) -> SiloHost:
         rows = Examples(torch.cat([r.features for r in self.rows]), torch.cat([r.targets for r in self.rows]))
+        groups = torch.cat(
+            [r.targets % 2 for r in self.rows]
+        )  # Neighbours share the rule, as they share a file's columns.
+        rows = Examples(rows.features, rows.targets, groups)
         offsets = torch.tensor([0, *(len(r) for r in self.rows)]).cumsum(0)
         module, start = initial(TASK, SHAPE, seed=self.seed)
         kept = self.strategy.personal(start.numel())

@@ -90,7 +90,8 @@ def planned(strategy: Strategy) -> bool:
 def federation(sizes: list[int]) -> Shards:
     rng = torch.Generator().manual_seed(4)
     features, targets = torch.randn(sum(sizes), 5, generator=rng), torch.randint(3, (sum(sizes),), generator=rng)
-    return Shards(Examples(features, targets), torch.tensor([0, *sizes]).cumsum(0))
+    groups = targets % 2
+    return Shards(Examples(features, targets, groups), torch.tensor([0, *sizes]).cumsum(0))
 
 
 @dataclass

@@ -208,7 +208,11 @@ def sequence() -> Table:
 BAD: list[tuple[dict[str, Any], Callable[[], Table] | None, str]] = [
     ({"name": "cifar"}, None, "data.name: no data set 'cifar'; there are: digits, "),
     ({"group": "sex"}, None, "data.group: digits has no group 'sex'; leave it out"),
-    ({"name": "adult", "group": "age"}, None, "data.group: adult has no group 'age'; use one of: sex, race"),
+    (
+        {"name": "adult", "group": "job"},
+        None,
+        "data.group: adult has no group 'job'; use one of: sex, race, age",
+    ),
     ({"target": "y"}, None, "data.target: found 'y', but digits has its own; remove it"),
     ({"silo": "s"}, None, "data.silo: found 's', but digits has its own; remove it"),
     (
