@@ -28,6 +28,7 @@ Shown = Callable[[Tensor, Tensor, Tensor], Tensor]
 Reweight = Callable[[Tensor, Tensor | None], Tensor]
 Reported = float | bool | str | list[float]
 Split = Literal["validation", "test"]
+MOST_ROWS = 1e9  # The largest weight of an update, where silos weigh by their rows.
 
 
 @dataclass(frozen=True)
