@@ -66,12 +66,12 @@ def test_the_bytes_of_a_run_are_those_of_its_messages(
         return wire.decode(data, size=len(vector), kept=kept, values=values)
 
     class Carried(Contributions):
-        def add(self, channels: Any, weight: Any, silos: Any, message: Any = None) -> None:
+        def add(self, channels: Any, weight: Any, silos: Any, message: Any = None, **named: Any) -> None:
             size = channels["delta"].shape[-1]
             kept = size if strategy["name"] == "fedavg" else size // 10
             rows = torch.stack([through(row, kept, "up") for row in channels["delta"].reshape(-1, size)])
             assert torch.equal(rows.reshape(channels["delta"].shape), channels["delta"])
-            super().add({"delta": rows.reshape(channels["delta"].shape)}, weight, silos, message)
+            super().add({"delta": rows.reshape(channels["delta"].shape)}, weight, silos, message, **named)
 
     asked = LocalLink.ask
 

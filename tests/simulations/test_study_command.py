@@ -215,7 +215,7 @@ def test_a_cell_is_what_confide_run_gives(tmp_path: Path) -> None:
 
 
 def test_a_run_that_diverges_is_a_finding(tmp_path: Path) -> None:
-    wild = small(0, train={"learning_rate": 1e38, "steps": 3})
+    wild = small(0, rounds=5, train={"learning_rate": 1e38, "steps": 3})  # Three rounds of nothing end it.
     (cell,) = Cells(tmp_path).run([wild])
     assert cell.failed is not None
     assert "update is not finite" in cell.failed
