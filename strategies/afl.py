@@ -34,6 +34,11 @@ class AFL(Strategy):
     dual_rate: float = key(0.1, above=0, help="step size of the mixture")
     groups: Groups = key(Groups(), help="the groups, and how their losses are asked for")
 
+    @property
+    def heaviest(self) -> float:
+        """See `Groups.heaviest`."""
+        return self.groups.heaviest
+
     def problems(self, *, private: bool) -> list[str]:
         """See `Groups.problems`."""
         return list(self.groups.problems())

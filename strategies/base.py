@@ -29,6 +29,9 @@ Reweight = Callable[[Tensor, Tensor | None], Tensor]
 Reported = float | bool | str | list[float]
 Split = Literal["validation", "test"]
 
+MOST_ROWS = 1e9
+"""What a silo may say that it has, where it weighs by its rows."""
+
 
 @dataclass(frozen=True)
 class Instruction(Mapping[str, Tensor]):

@@ -50,6 +50,11 @@ class BoundedGroupLoss(Strategy):
     dual_rate: float = key(0.5, above=0, help="step size of the multipliers")
     groups: Groups = key(Groups(), help="the groups, and how their losses are asked for")
 
+    @property
+    def heaviest(self) -> float:
+        """See `Groups.heaviest`."""
+        return self.groups.heaviest
+
     def problems(self, *, private: bool) -> list[str]:
         """A bound for all groups or one for each."""
         found = list(self.groups.problems())

@@ -12,12 +12,10 @@ from typing import Literal
 import torch
 
 from privacy.release import Release
-from strategies.base import Instruction, Silo, State, Strategy, Update
+from strategies.base import MOST_ROWS, Instruction, Silo, State, Strategy, Update
 from strategies.optimizers import OPTIMIZERS, SGD, Optimizer, step
 from strategies.registry import strategy
 from strategies.schema import key
-
-MOST_ROWS = 1e9
 
 
 @strategy("fedavg")

@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 
 from privacy.queries import NoisyQuery
 from privacy.release import Release
-from strategies.base import Instruction, Reweight, Silo, State, Update
+from strategies.base import MOST_ROWS, Instruction, Reweight, Silo, State, Update
 from strategies.schema import key
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class Groups:
     def size(self) -> int:
         """Groups in the sense of the constraints."""
         return self.number * self.labels
+
+    @property
+    def heaviest(self) -> float:
+        """The largest weight of an update, for `Strategy.heaviest`."""
+        return 1.0 if self.weighting == "uniform" else MOST_ROWS
 
     @property
     def query(self) -> NoisyQuery:

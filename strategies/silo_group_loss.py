@@ -37,6 +37,11 @@ class SiloGroupLoss(Strategy):
     dual_rate: float = key(0.5, above=0, help="step size of the multipliers")
     groups: Groups = key(Groups(), help="the groups; counts and smooth are not used")
 
+    @property
+    def heaviest(self) -> float:
+        """See `Groups.heaviest`."""
+        return self.groups.heaviest
+
     def problems(self, *, private: bool) -> list[str]:
         """A bound for all groups or one for each."""
         if len(self.zeta) not in (1, self.groups.size):

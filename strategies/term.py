@@ -35,6 +35,11 @@ class TERM(Strategy):
     tilt: float = key(1.0, at_least=0.0, help="t: 0 is the mean loss, infinity would be the worst group's")
     groups: Groups = key(Groups(), help="the groups, and how their losses are asked for")
 
+    @property
+    def heaviest(self) -> float:
+        """See `Groups.heaviest`."""
+        return self.groups.heaviest
+
     def problems(self, *, private: bool) -> list[str]:
         """See `Groups.problems`."""
         return list(self.groups.problems())
