@@ -30,6 +30,9 @@ Reported = float | bool | str | list[float]
 Split = Literal["validation", "test"]
 MOST_ROWS = 1e9  # The largest weight of an update, where silos weigh by their rows.
 
+MOST_ROWS = 1e9
+"""What a silo may say that it has, where it weighs by its rows."""
+
 
 @dataclass(frozen=True)
 class Instruction(Mapping[str, Tensor]):

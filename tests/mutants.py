@@ -2164,6 +2164,12 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "groups: honest row counts are refused as weights",
+        "strategies/groups.py",
+        'return 1.0 if self.weighting == "uniform" else MOST_ROWS',
+        "return 1.0",
+    ),
+    Mutant(
         "bounded: the multipliers pass the bound",
         "strategies/duals.py",
         "return torch.where(kept.double().sum(-1, keepdim=True) <= bound, kept, simplex(values, bound))",
