@@ -45,11 +45,21 @@ ALONE: frozenset[str] = frozenset({"local"})
 """Strategies whose silos send nothing, so that the server learns nothing."""
 
 
+def _other(value: float) -> float:
+    if isinstance(value, int):
+        return value + 1
+    return 0.3 if value == 0 else value / 2
+
+
 def settings(cls: type[Strategy]) -> Iterator[Strategy]:
-    """The strategy as it is by default, and with one setting changed at a time."""
+    """The strategy as it is by default; with all of its numbers changed; and with one other setting at a time."""
     default = cls()
     yield default
     hints = get_type_hints(cls)
+    numbers = {field.name: getattr(default, field.name) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    numbers = {name: _other(value) for name, value in numbers.items() if type(value) in (int, float)}
+    if numbers:
+        yield dataclasses.replace(default, **numbers)  # type: ignore[type-var]
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         now, kind = getattr(default, field.name), hints[field.name]
         others: list[object] = []
@@ -57,10 +67,6 @@ def settings(cls: type[Strategy]) -> Iterator[Strategy]:
             others = [value for value in get_args(kind) if value != now]
         elif isinstance(now, bool):
             others = [not now]
-        elif isinstance(now, float):
-            others = [0.3 if now == 0 else now / 2]
-        elif isinstance(now, int):
-            others = [now + 1]
         elif get_args(kind) == (float, type(None)):
             others = [0.5]
         elif get_args(kind) == (int, type(None)):
@@ -71,7 +77,8 @@ def settings(cls: type[Strategy]) -> Iterator[Strategy]:
         elif isinstance(now, Groups):
             others = [dataclasses.replace(now, **{name: value}) for name, value in GROUPED.items()]
         elif isinstance(now, Optimizer):
-            others = [build() for build in OPTIMIZERS.values() if build is not type(now)]
+            every = [build() for build in OPTIMIZERS.values() if build is not type(now)]
+            others = every if cls.name == "fedavg" else every[-1:]  # All step alike; one with slots of its own will do.
         yield from (dataclasses.replace(default, **{field.name: value}) for value in others)  # type: ignore[type-var]
 
 
