@@ -23,6 +23,7 @@ from simulations.commands import explain as explain_
 from simulations.commands import init as init_
 from simulations.commands import ledger as ledger_
 from simulations.commands import listing as list_
+from simulations.commands import metrics as metrics_
 from simulations.commands import plan as plan_
 from simulations.commands import predict as predict_
 from simulations.commands import report as report_
@@ -32,7 +33,7 @@ from simulations.commands import sweep as sweep_
 
 COMMANDS = (
     *(run_, sweep_, study_, plan_, epsilon_, explain_, audit_, compare_, ledger_, predict_),
-    *(report_, init_, config_, list_, data_, doctor_),
+    *(report_, metrics_, init_, config_, list_, data_, doctor_),
 )
 
 # Named, not imported: most of these modules import torch, and an error can only come from a module that is loaded.

@@ -2205,6 +2205,44 @@ MUTANTS = (
         'if self.by == "class":',
         "if True:",
     ),
+    Mutant(
+        "metrics: a torn line counts as read",
+        "simulations/metrics/tail.py",
+        'whole = data[: data.rfind(b"\\n") + 1]',
+        "whole = data",
+    ),
+    Mutant(
+        "metrics: a replaced file is added on top",
+        "simulations/metrics/replay.py",
+        "if self._rounds.fresh():",
+        "if self._rounds.fresh() and not self.last:",
+    ),
+    Mutant(
+        "metrics: private losses are shown",
+        "simulations/metrics/exporter.py",
+        """    if not run.withheld:
+        for name, key in""",
+        """    if True:
+        for name, key in""",
+    ),
+    Mutant(
+        "metrics: reasons without end",
+        "simulations/metrics/replay.py",
+        "self[name if name in self or len(self) < self._most else OTHER] += by",
+        "self[name] += by",
+    ),
+    Mutant(
+        "metrics: anybody may come from anywhere",
+        "simulations/metrics/serving.py",
+        "if certificates is None and not _loopback(address):",
+        "if False and not _loopback(address):",
+    ),
+    Mutant(
+        "metrics: clients without a certificate are let in",
+        "simulations/metrics/serving.py",
+        "client_auth_required=certificates is not None,",
+        "client_auth_required=False,",
+    ),
 )
 
 

@@ -1,0 +1,81 @@
+"""`confide metrics serve`: runs as Prometheus sees them."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from simulations.commands import OK
+from strategies.schema import ConfigError
+
+if TYPE_CHECKING:
+    from simulations.metrics.serving import Certificates
+
+NAME = "metrics"
+HELP = "an endpoint that Prometheus scrapes: all runs in a folder, live and finished"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares serve and its options."""
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    serve = verbs.add_parser("serve", help=HELP, description=HELP[0].upper() + HELP[1:], allow_abbrev=False)
+    serve.add_argument("--store", type=Path, default=Path("runs"), help="a folder of run folders; default: runs")
+    serve.add_argument("--addr", default="127.0.0.1", help="address to listen on; default: 127.0.0.1")
+    serve.add_argument("--port", type=int, default=9464, help="default: 9464; 0 takes a free one")
+    serve.add_argument("--max-runs", type=int, default=100, help="the newest so many runs; default: 100")
+    for name, about in (
+        ("--tls-cert", "the endpoint's certificate"),
+        ("--tls-key", "its private key"),
+        ("--client-ca", "whose clients may scrape"),
+    ):
+        serve.add_argument(name, type=Path, metavar="PEM", help=f"{about}; all three or none")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Serves until it is stopped."""
+    from simulations.metrics.exporter import Exporter, found
+    from simulations.metrics.serving import serve
+
+    _require(args)
+    exporter = Exporter(args.store, max_runs=args.max_runs)
+    port, stop = serve(exporter, address=args.addr, port=args.port, certificates=_certificates(args))
+    scheme = "http" if args.tls_cert is None else "https"
+    print(f"{len(found(args.store))} runs in {args.store}; scrape {scheme}://{args.addr}:{port}/metrics", flush=True)
+    over = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        over.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    over.wait()
+    stop()
+    return OK
+
+
+def _require(args: argparse.Namespace) -> None:
+    if not args.store.is_dir():
+        raise ConfigError([f"--store: {args.store} is no folder; give one that holds runs, such as runs"])
+    if not 0 <= args.port <= 65535:
+        raise ConfigError([f"--port: must be 0 to 65535, found {args.port}"])
+    if args.max_runs < 1:
+        raise ConfigError([f"--max-runs: must be 1 or more, found {args.max_runs}"])
+
+
+def _certificates(args: argparse.Namespace) -> Certificates | None:
+    from simulations.metrics.serving import Certificates
+
+    given = {"--tls-cert": args.tls_cert, "--tls-key": args.tls_key, "--client-ca": args.client_ca}
+    missing = [name for name, path in given.items() if path is None]
+    if len(missing) == len(given):
+        return None
+    if missing:
+        raise ConfigError([f"{missing[0]}: missing; TLS needs {', '.join(given)}"])
+    absent = [f"{name}: {path}: no such file" for name, path in given.items() if not path.is_file()]
+    if absent:
+        raise ConfigError(absent)
+    return Certificates(args.tls_cert, args.tls_key, args.client_ca)

@@ -1,0 +1,92 @@
+"""The exporter's HTTP endpoint: on loopback as it is, elsewhere only with TLS and client certificates."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIServer
+
+from strategies.schema import ConfigError
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Files in PEM form.
+
+    Attributes:
+        certificate: of the server.
+        key: its private key.
+        clients: of the authorities whose clients are let in.
+    """
+
+    certificate: Path
+    key: Path
+    clients: Path
+
+
+def serve(
+    collector: Collector, *, address: str, port: int, certificates: Certificates | None = None
+) -> tuple[int, Callable[[], None]]:
+    """Answers scrapes from a thread; returns the port, and what ends it.
+
+    Args:
+        collector: of all that is shown; it has a registry of its own.
+        address: an IP address of this machine, or localhost.
+        port: 0 takes a free one.
+        certificates: needed wherever others can reach the address.
+
+    Raises:
+        ConfigError: an address that is not safe or not ours, a port that is taken, or certificates that do not load.
+    """
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    if certificates is None and not _loopback(address):
+        raise ConfigError(
+            [
+                f"--addr: {address} can be reached by others; give --tls-cert, --tls-key and --client-ca, or use "
+                "127.0.0.1 and a tunnel"
+            ]
+        )
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    server: WSGIServer
+    thread: Thread
+    try:
+        server, thread = start_http_server(
+            port,
+            addr=address,
+            registry=registry,
+            certfile=None if certificates is None else str(certificates.certificate),
+            keyfile=None if certificates is None else str(certificates.key),
+            client_cafile=None if certificates is None else str(certificates.clients),
+            client_auth_required=certificates is not None,
+        )
+    except ssl.SSLError as error:
+        raise ConfigError([f"--tls-cert: cannot be used ({error.reason or error}); give PEM files"]) from error
+    except OSError as error:
+        line = f"{address}:{port}: cannot listen ({error.strerror or error}); choose another --port"
+        raise ConfigError([line]) from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return int(server.server_port), stop
+
+
+def _loopback(address: str) -> bool:
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError as error:
+        raise ConfigError([f"--addr: found {address!r}; give an IP address, such as 127.0.0.1"]) from error
