@@ -30,10 +30,11 @@ class Course:
     """The thresholds, on the accuracy that silos report on the target label.
 
     Attributes:
-        window: rounds that are averaged.
+        window: rounds of the backbone that are averaged.
         settle: the backbone has settled where its accuracy changes by less,
         floor: and is above this.
         shift: a larger change afterwards is a shift of the data.
+        stop_window: rounds of the shadow that are averaged.
         stop: the shadow is done where its accuracy changes by less,
         stop_floor: and is above this.
     """
@@ -42,6 +43,7 @@ class Course:
     settle: float
     floor: float
     shift: float
+    stop_window: int
     stop: float
     stop_floor: float
 
@@ -53,22 +55,29 @@ class Course:
             backbone: its accuracies since the start or the last shift, this round's last.
             shadow: those of the shadow since it started.
         """
-        change = self._change(backbone)
+        change = _change(backbone, self.window)
         if phase == Phase.GROWING:
-            settled = change is not None and change < self.settle and self._mean(backbone) > self.floor
+            settled = change is not None and change < self.settle and _mean(backbone, self.window) > self.floor
             return Phase.FILTERING if settled else phase
         if change is not None and change > self.shift:
             return Phase.GROWING
-        slow = self._change(shadow)
-        if phase == Phase.FILTERING and slow is not None and slow < self.stop and self._mean(shadow) > self.stop_floor:
+        slow, window = _change(shadow, self.stop_window), self.stop_window
+        if (
+            phase == Phase.FILTERING
+            and slow is not None
+            and slow < self.stop
+            and _mean(shadow, window) > self.stop_floor
+        ):
             return Phase.STOPPED
         return phase
 
-    def _change(self, accuracies: Sequence[float]) -> float | None:
-        """How far the last window's mean is from that before; None before there are two windows."""
-        if len(accuracies) < 2 * self.window:
-            return None
-        return abs(self._mean(accuracies) - fmean(accuracies[-2 * self.window : -self.window]))
 
-    def _mean(self, accuracies: Sequence[float]) -> float:
-        return fmean(accuracies[-self.window :])
+def _change(accuracies: Sequence[float], window: int) -> float | None:
+    """How far the last window's mean is from that before; None before there are two windows."""
+    if len(accuracies) < 2 * window:
+        return None
+    return abs(_mean(accuracies, window) - fmean(accuracies[-2 * window : -window]))
+
+
+def _mean(accuracies: Sequence[float], window: int) -> float:
+    return fmean(accuracies[-window:])
