@@ -56,7 +56,7 @@ class Shadow(Strategy):
     shift: float = key(0.05, above=0, help="to find a shift, a change by more than this; then a new shadow starts")
     stop: float = key(0.01, above=0, help="a shadow is done when its accuracy on the target changes by less")
     stop_floor: float = key(0.8, at_least=0, below=1, help="and when that accuracy is above this")
-    stop_window: int = key(15, at_least=1, help="rounds whose accuracies of the shadow are averaged likewise")
+    stop_window: int = key(20, at_least=1, help="rounds whose accuracies of the shadow are averaged likewise")
     stopping: bool = key(True, help="off: the shadow learns on until a shift, as a filter alone would")
     width: int = key(128, at_least=1, help="numbers a silo shows of a label; longer representations are projected")
     look_epsilon: float = key(0.5, above=0, help="privacy.example: of each of two looks at the rows a round")

@@ -126,8 +126,9 @@ def _candidates(projected: Tensor, alpha: float) -> Iterator[Tensor]:
     yield _along(projected, alpha)
     if projected.shape[1] > 1:
         every = torch.ones(len(projected), dtype=torch.bool)
-        for distance in parted(whitened(projected, every)).T:
-            yield _by(projected, ~worst(distance, alpha))
+        far = torch.stack([worst(distance, alpha) for distance in parted(whitened(projected, every)).T])
+        for out in far.unique(dim=0):  # Many descents end in the same direction.
+            yield _by(projected, ~out)
 
 
 def _apart(projected: Tensor, kept: Tensor) -> float:
