@@ -127,7 +127,7 @@ def _candidates(projected: Tensor, alpha: float) -> Iterator[Tensor]:
     if projected.shape[1] > 1:
         every = torch.ones(len(projected), dtype=torch.bool)
         far = torch.stack([worst(distance, alpha) for distance in parted(whitened(projected, every)).T])
-        for out in far.unique(dim=0):  # Many descents end in the same direction.
+        for out in torch.unique(far, dim=0):  # Many descents end in the same direction.
             yield _by(projected, ~out)
 
 

@@ -120,6 +120,9 @@ def test_what_is_saved_is_served_as_one_model(whole: Outcome) -> None:
         expected = torch.where(says.unsqueeze(-1), other, alone)
     found = predictor.predict(public.features)
     assert [each["prediction"] for each in found] == expected.argmax(-1).tolist()
+    sure = expected.softmax(-1).max(-1).values  # Where both say the same, they are not equally sure of it.
+    torch.testing.assert_close(torch.tensor([each["probability"] for each in found]), sure)
+    assert not torch.allclose(other[says], alone[says], atol=1e-3)
     right = float((expected.argmax(-1) == public.targets).double().mean())
     assert whole.result["metrics"]["accuracy"] == pytest.approx(right, abs=1e-6)
 

@@ -16,10 +16,12 @@ from server.link import by_tier
 from simulations.data.federation import build
 from simulations.data.shifts import exchanged, shifted, turned
 from simulations.running import INTERRUPTED, ActiveRun, Outcome, run, train
+from strategies.base import Instruction, Split
 from strategies.experiment import digest
 from strategies.loading import parse
 from strategies.schema import ConfigError
 from strategies.shifts import Shift
+from strategies.tasks import evaluate
 
 torch.set_num_threads(1)
 
@@ -155,6 +157,20 @@ def test_what_is_measured_after_a_round_is_on_the_rows_of_that_round(tmp_path: P
         assert early is not None
         assert late is not None
         assert early(model)["loss"] != late(model)["loss"]
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_silos_are_served_on_held_out_rows_of_the_round_before(split: Split, tmp_path: Path) -> None:
+    with ActiveRun(parse(experiment(TURN)), tmp_path / "run") as active:
+        task, module, layout = active.experiment.task, active.model.module, active.training.layout
+        model = torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+        for asked in (3, 4, 3):  # What is served is the model after the round before; rounds may come in any order.
+            found = active.link.evaluate(Instruction(asked, {"model": model}), range(8), split=split)
+            held = getattr(active.held(asked - 1), split)
+            for silo, loss in zip(found.silos, found.loss):
+                rows = held.silo(silo)
+                expected = evaluate(task, module, layout, model, rows.features, rows.targets)["loss"]
+                assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_run_that_was_stopped_before_a_shift_goes_on_into_it(tmp_path: Path) -> None:
