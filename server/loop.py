@@ -40,6 +40,7 @@ from strategies.layout import Layout
 from strategies.wire import Values
 
 UNIT = "silo"
+Evaluate = Callable[..., Mapping[str, float]]
 PATIENCE = 3  # Rounds in a row without an update that could be used, after which a run stops.
 
 
@@ -89,6 +90,7 @@ class Training:
         record: bring back private numbers (training loss, clip fraction).
         every: evaluate every so many rounds, and after the last.
         evaluate: public evaluation of a model, and of its `Guard` where the strategy has one; or None.
+        later: the round from which on another evaluation takes its place, and that; None: there is none.
         identity: what a checkpoint must agree on to be resumed (experiment's digest, data's fingerprint).
         watcher: looks at every released model, or None.
         ledgers: those beside the run's own; each checkpoint knows their heads, so that lost lines are found.
@@ -114,12 +116,13 @@ class Training:
     before: tuple[Event, ...]
     record: bool
     every: int
-    evaluate: Callable[..., Mapping[str, float]] | None
+    evaluate: Evaluate | None
     identity: Mapping[str, str]
     watcher: Watcher | None = None
     ledgers: Sequence[Ledger] = ()
     admit: Callable[[int, Sequence[int]], AbstractContextManager[None]] = always
     local: LocalCharge | None = None
+    later: tuple[int, Evaluate] | None = None
     values: Values = "float32"
     tells: Callable[[int, Sequence[int], State], Mapping[str, Any]] | None = None
     carried: Carried = field(default=cast(Carried, None), compare=False, repr=False)
@@ -132,6 +135,10 @@ class Training:
     def event(self) -> Event:
         """What one round costs a silo, known before the round; where silos take turns, a round that pays."""
         return round_event(self.strategy, self.mechanisms, self.sampler)
+
+    def evaluation(self, round_: int) -> Evaluate | None:
+        """The public evaluation of what a round leaves."""
+        return self.later[1] if self.later is not None and round_ >= self.later[0] else self.evaluate
 
     def first(self) -> State:
         """The server's state before round 1."""
@@ -319,10 +326,11 @@ def _train(
 
 def _evaluate(training: Training, state: State, round_: int, phases: Phases) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    if training.evaluate and (round_ % training.every == 0 or round_ == training.rounds):
-        row |= finite(training.evaluate(*served(training.strategy, state)))
+    evaluate = training.evaluation(round_)
+    if evaluate is not None and (round_ % training.every == 0 or round_ == training.rounds):
+        row |= finite(evaluate(*served(training.strategy, state)))
         if variants := training.strategy.variants(state, round_):
-            row["variants"] = {name: finite(training.evaluate(model)) for name, model in variants.items()}
+            row["variants"] = {name: finite(evaluate(model)) for name, model in variants.items()}
     phases.done("evaluate")
     return row
 

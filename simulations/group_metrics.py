@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from client.examples import Examples
-from simulations.engines import setup
+from simulations.data.federation import Federation
+from strategies.base import Guard
+from strategies.guarded import served_as_one
 from strategies.layout import Layout
 from strategies.tasks import Task
 
@@ -21,32 +23,36 @@ if TYPE_CHECKING:
 BATCH = 1024  # Rows of a forward pass.
 
 
-def served(active: ActiveRun, predictor: Tensor, variants: Mapping[str, Tensor]) -> dict[str, Any] | None:
+def served(
+    federation: Federation, active: ActiveRun, predictor: Tensor, guard: Guard | None, variants: Mapping[str, Tensor]
+) -> dict[str, Any] | None:
     """Groups of the public test rows and, where private numbers may be shown, of all silos' own test rows.
 
     Args:
+        federation: the rows.
         active: the run.
-        predictor: the model that is served.
-        variants: others worth looking at, by name; on public rows only.
+        predictor: the model that is served,
+        guard: and what is served with it, or None.
+        variants: other models worth looking at, by name; on public rows only.
 
     Returns:
         `public_test`, `silos`, and `variants` of the first; None where the data names no groups, or where there are no
         such rows.
     """
-    names, federation = active.federation.group_names, active.federation
+    names, task = federation.group_names, active.experiment.task
     if not names:
         return None
-    task, module, layout = active.experiment.task, active.model.module, setup.layout(active.model)
 
-    def measured(model: Tensor, rows: Examples) -> dict[str, Any]:
-        return groups(task, module, layout, model, rows, names)
+    def measured(model: Tensor, rows: Examples, guard: Guard | None = None) -> dict[str, Any]:
+        module, vector = served_as_one(active.model.module, model, guard)
+        return groups(task, module, Layout.of(module), vector, rows, names)
 
     found: dict[str, Any] = {}
     if federation.public_test is not None:
-        found["public_test"] = measured(predictor, federation.public_test)
+        found["public_test"] = measured(predictor, federation.public_test, guard)
         found["variants"] = {name: measured(each, federation.public_test) for name, each in variants.items()}
     if federation.test is not None and len(federation.test.rows) and active.records:
-        found["silos"] = measured(predictor, federation.test.rows)
+        found["silos"] = measured(predictor, federation.test.rows, guard)
     return found or None
 
 

@@ -10,6 +10,7 @@ from client.device import chosen
 from client.tables import Table
 from simulations import planning
 from simulations.attacks.fitting import require_fit
+from simulations.data import shifts
 from simulations.data.federation import Federation, build
 from simulations.engines import setup
 from strategies.experiment import Experiment
@@ -51,6 +52,7 @@ def prepare(experiment: Experiment, *, table: Table | None = None, federation: F
     if federation is None:
         federation = build(experiment.data, seed=experiment.seed, table=table)
     _fits(experiment, federation)
+    shifts.require_fit(experiment.data.shift, federation)
     require_fit(experiment, federation)
     plan, model = planning.plan(experiment, len(federation.train)), _model(experiment, federation)
     _starts(experiment, model)

@@ -75,15 +75,17 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor, 
     """Loss and score on the public test set, and the spread over silos where private numbers may be shown."""
     measured: dict[str, Any] = {active.model.shape.metric: None, "loss": None, "per_silo": None}
     variants = active.experiment.strategy.variants(state, rounds)
-    if active.training.evaluate is not None:
-        measured |= finite(active.training.evaluate(*served_by(active.experiment.strategy, state)))
-        measured["variants"] = {name: finite(active.training.evaluate(each)) for name, each in variants.items()}
+    evaluate = active.training.evaluation(rounds)
+    if evaluate is not None:
+        measured |= finite(evaluate(*served_by(active.experiment.strategy, state)))
+        measured["variants"] = {name: finite(evaluate(each)) for name, each in variants.items()}
     served = evaluation.served(active, state, rounds)
     if "test" in served:
         measured["per_silo"] = served["test"]["per_silo"]
-        if active.training.evaluate is None:
+        if evaluate is None:
             measured |= served["test"]
-    by_group = group_metrics.served(active, predictor, variants)
+    guard = active.experiment.strategy.guard(state)
+    by_group = group_metrics.served(active.held(rounds), active, predictor, guard, variants)
     return measured | served | ({} if by_group is None else {"groups": by_group})
 
 

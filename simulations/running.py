@@ -21,7 +21,7 @@ from server import loop
 from server.canaries import CanaryLink
 from server.checkpoint import Checkpoint
 from server.link import Link
-from server.loop import RoundResult, Training
+from server.loop import Evaluate, RoundResult, Training
 from server.store import RunStore
 from server.unchanged import unchanged
 from simulations import accounts, auditing, example_accounts, planning, results, standardization
@@ -29,6 +29,8 @@ from simulations.attacks.link import AttackedLink
 from simulations.attacks.measuring import Watch, attack_tests, minority_silos
 from simulations.attacks.poison import Poisoner
 from simulations.attacks.roles import Roles
+from simulations.data.federation import Federation
+from simulations.data.shifts import Changing, shifted
 from simulations.engines import setup
 from simulations.engines.accounts import AccountedLink
 from simulations.engines.local import LocalLink
@@ -218,11 +220,11 @@ class ActiveRun:
             )
         else:
             host = setup.host(experiment, self.federation, personal=personal, noise=noise)
-            link = LocalLink(host, chunk=setup.chunk(experiment, self.model))
+            rows = Changing(host, self.federation, experiment.data.shift)
+            link = LocalLink(host, chunk=setup.chunk(experiment, self.model), rows=rows)
         if self.roles is not None:
-            poisoner = Poisoner(self.roles, self.federation.train, seed=experiment.seed)
             host = setup.host(experiment, self.federation, personal=personal, noise=noise)
-            link = AttackedLink(link, host=host, roles=self.roles, poisoner=poisoner)
+            link = AttackedLink(link, host=host, roles=self.roles, poisoner=self._poisoner(self.roles))
         if example is not None and self.silo_ledger is not None:
             link = AccountedLink(link, ledger=self.silo_ledger, events=example.events)
         if not experiment.privacy.audit.canaries:
@@ -235,6 +237,25 @@ class ActiveRun:
             seed=experiment.seed,
             local=protection(experiment),
         )
+
+    def _poisoner(self, roles: Roles) -> Callable[[int], Poisoner]:
+        made: dict[int, Poisoner] = {}
+
+        def of(round_: int) -> Poisoner:
+            rows = self.held(round_)
+            return made.setdefault(id(rows), Poisoner(roles, rows.train, seed=self.experiment.seed))
+
+        return of
+
+    def held(self, round_: int) -> Federation:
+        """The rows as they are in a round."""
+        shift = self.experiment.data.shift
+        return self.federation if shift is None or round_ < shift.round else self._later
+
+    @cached_property
+    def _later(self) -> Federation:
+        assert self.experiment.data.shift is not None
+        return shifted(self.federation, self.experiment.data.shift)
 
     def _roles(self) -> Roles | None:
         experiment, silos = self.experiment, len(self.federation.train)
@@ -261,7 +282,8 @@ class ActiveRun:
             before=plan.before,
             record=self.records,
             every=experiment.metrics.every,
-            evaluate=self._public_evaluation(),
+            evaluate=self._public_evaluation(1),
+            later=self._later_evaluation(),
             identity=self._identity,
             watcher=auditing.watcher(experiment, self.model.start.numel()),
             ledgers=self._beside,
@@ -293,13 +315,19 @@ class ActiveRun:
         privacy = self.experiment.privacy
         return privacy.silo is None and privacy.local is None and privacy.example is None
 
-    def _public_evaluation(self) -> Callable[..., dict[str, float]] | None:
-        rows = self.federation.public_test
+    def _later_evaluation(self) -> tuple[int, Evaluate] | None:
+        shift = self.experiment.data.shift
+        measure = None if shift is None else self._public_evaluation(shift.round)
+        return None if shift is None or measure is None else (shift.round, measure)
+
+    def _public_evaluation(self, round_: int) -> Evaluate | None:
+        held = self.held(round_)
+        rows = held.public_test
         if rows is None:
             return None
         task, device = self.experiment.task, chosen(self.experiment.engine.device)
         module = self.model.module.to(device)
-        tests = attack_tests(self.experiment.attacks, rows, self.federation.train)
+        tests = attack_tests(self.experiment.attacks, rows, held.train)
 
         def measure(model: torch.Tensor, guard: Guard | None = None) -> dict[str, float]:
             there = model.to(device)

@@ -18,6 +18,7 @@ from strategies.clipping import ChannelPrivacy, ClipNorm
 from strategies.codec import encode
 from strategies.partitions import PARTITIONS, Partition
 from strategies.schema import key
+from strategies.shifts import Shift
 from strategies.standardize import STANDARDIZE, Standardize
 
 if TYPE_CHECKING:  # Their registries import torch: loaded when a value is read, so that the schema itself is fast.
@@ -82,6 +83,7 @@ class Data:
     validation: float = key(0.0, at_least=0, below=1, help="fraction of each silo's rows held out to choose with")
     test: float = key(0.0, at_least=0, below=1, help="fraction of each silo's rows held out to test on")
     limit: int | None = key(None, at_least=1, help="use at most this many rows, drawn by the seed")
+    shift: Shift | None = key(None, help="images or labels that change in a round of the run; null: they do not")
     seed: int | None = key(
         None, at_least=0, at_most=2**63 - 1, help="of order, public test and partition; null: the experiment's seed"
     )
@@ -290,6 +292,8 @@ def digest(experiment: Experiment) -> str:
     if not keys["attacks"]:
         del keys["attacks"]
     keys["data"] = {name: value for name, value in keys["data"].items() if name != "path"}
+    if keys["data"]["shift"] is None:
+        del keys["data"]["shift"]
     keys["task"] = _without_paths(experiment.task, keys["task"])
     text = json.dumps(keys, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -48,8 +48,12 @@ def evaluate_served(
         features: `(rows, ...)`.
         targets: `(rows,)` or `(rows, length)`.
     """
+    module, model = served_as_one(module, model, guard)
+    return evaluate(task, module, Layout.of(module), model, features, targets)
+
+
+def served_as_one(module: nn.Module, model: Tensor, guard: Guard | None) -> tuple[nn.Module, Tensor]:
+    """The structure of what is served, and its vector: the model's own without a guard."""
     if guard is None:
-        return evaluate(task, module, Layout.of(module), model, features, targets)
-    both = Guarded(module, label=guard.label)
-    vector = torch.cat([model, guard.model.to(model)])
-    return evaluate(task, both, Layout.of(both), vector, features, targets)
+        return module, model
+    return Guarded(module, label=guard.label), torch.cat([model, guard.model.to(model)])

@@ -57,6 +57,14 @@ def _data_rules(data: Data) -> Iterator[str]:
         yield f"data.test: validation + test must be < 1, got {data.validation} + {data.test}; leave rows to train on"
 
 
+def _shift_rules(rounds: int, data: Data) -> Iterator[str]:
+    if data.shift is None:
+        return
+    yield from (f"data.shift.{line}" for line in data.shift.problems())
+    if data.shift.round > rounds:
+        yield f"data.shift.round: must be <= rounds = {rounds}, got {data.shift.round}; it would never come"
+
+
 def _cohort_rules(cohort: Cohort) -> Iterator[str]:
     if cohort.sampling == "fixed" and cohort.size is None:
         yield "cohort.size: missing, sampling: fixed needs the number of silos in a round"
@@ -231,6 +239,7 @@ def _wire_rules(wire: Wire, privacy: Privacy) -> Iterator[str]:
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("name",), _name_rules),
     (("data",), _data_rules),
+    (("rounds", "data"), _shift_rules),
     (("cohort",), _cohort_rules),
     (("cohort", "data"), _size_rules),
     (("train",), _train_rules),

@@ -25,7 +25,7 @@ from privacy.queries import NoisyQuery
 from privacy.release import Release
 from privacy.revealed import Revealed
 from strategies import spectre
-from strategies.base import Guard, Instruction, Silo, State, Strategy, Update
+from strategies.base import Guard, Instruction, Reported, Silo, State, Strategy, Update
 from strategies.layout import Layout
 from strategies.optimizers import OPTIMIZERS, SGD, Optimizer, step
 from strategies.registry import strategy
@@ -52,9 +52,11 @@ class Shadow(Strategy):
     window: int = key(5, at_least=1, help="rounds whose accuracies are averaged before they are compared")
     settle: float = key(0.01, above=0, help="the backbone has settled when its accuracy on the target changes by less")
     floor: float = key(0.8, at_least=0, below=1, help="and when that accuracy is above this")
-    shift: float = key(0.05, above=0, help="a larger change of it afterwards is a shift: a new shadow starts")
+    shift_window: int = key(2, at_least=1, help="rounds whose accuracies are compared with the `window` before them")
+    shift: float = key(0.05, above=0, help="to find a shift, a change by more than this; then a new shadow starts")
     stop: float = key(0.01, above=0, help="a shadow is done when its accuracy on the target changes by less")
     stop_floor: float = key(0.8, at_least=0, below=1, help="and when that accuracy is above this")
+    stop_window: int = key(20, at_least=1, help="rounds whose accuracies of the shadow are averaged likewise")
     stopping: bool = key(True, help="off: the shadow learns on until a shift, as a filter alone would")
     width: int = key(128, at_least=1, help="numbers a silo shows of a label; longer representations are projected")
     look_epsilon: float = key(0.5, above=0, help="privacy.example: of each of two looks at the rows a round")
@@ -85,7 +87,16 @@ class Shadow(Strategy):
     def course(self) -> Course:
         """When a shadow starts and stops."""
         stop = self.stop if self.stopping else 0.0
-        return Course(self.window, self.settle, self.floor, self.shift, stop, self.stop_floor)
+        return Course(
+            window=self.window,
+            settle=self.settle,
+            floor=self.floor,
+            shift_window=self.shift_window,
+            shift=self.shift,
+            stop_window=self.stop_window,
+            stop=stop,
+            stop_floor=self.stop_floor,
+        )
 
     @property
     def queries(self) -> Mapping[str, NoisyQuery]:
@@ -112,6 +123,7 @@ class Shadow(Strategy):
             "guarded": torch.tensor(-1),
             "phase": torch.tensor(int(Phase.GROWING)),
             "label": torch.tensor(0),
+            "shadows": torch.tensor(0),
             "accuracies": torch.zeros(0),
             "shadow_accuracies": torch.zeros(0),
             "pooled": torch.zeros(0, labels, self.width),
@@ -158,13 +170,13 @@ class Shadow(Strategy):
         after |= self._remembered(after, seen, present, rates)
         if learning:
             if not len(after["shadow_accuracies"]):
-                after["label"] = torch.tensor(self._suspect(after))
-            said = rates[int(after["label"]), 1:]
-            after["shadow_accuracies"] = torch.cat([after["shadow_accuracies"], said])[-2 * self.window :]
+                after |= {"label": torch.tensor(self._suspect(after)), "shadows": state["shadows"] + 1}
+            kept = ~self._out(after, len(seen.silos))
+            after["shadow_accuracies"] = self._said(after, seen, kept)
         phase = self.course.next(before, after["accuracies"].tolist(), after["shadow_accuracies"].tolist())
         if phase != before:
             return after | self._turned(after, phase)
-        return self._shadowed(after, seen) if learning else after
+        return self._shadowed(after, seen, kept) if learning else after
 
     def _learning(self, state: State) -> bool:
         """Whether the shadow learns in the next round: with it, `pool` rounds of the settled backbone are known."""
@@ -180,6 +192,13 @@ class Shadow(Strategy):
         total = (claims[..., :2] * present.unsqueeze(-1)).sum(0)
         return present, total / present.sum(0).clamp(min=1).unsqueeze(-1)
 
+    def _said(self, state: State, seen: Revealed, kept: Tensor) -> Tensor:
+        """The shadow's accuracies of the last rounds, with a round's: as told by the silos that pass the filter."""
+        claims = seen.channels[COUNTED].view(-1, len(self.target), 3)[kept, int(state["label"])].clamp(0, 1)
+        said = claims[claims[:, 2] >= 0.5, 1]
+        fresh = said.mean().reshape(1) if len(said) else said
+        return torch.cat([state["shadow_accuracies"], fresh])[-2 * self.stop_window :]
+
     def _remembered(self, state: State, seen: Revealed, present: Tensor, rates: Tensor) -> dict[str, Tensor]:
         """The backbone's accuracies and what silos showed of the last rounds, with a round's."""
         shown = seen.channels[SHOWN].view(-1, len(self.target), self.width)
@@ -187,7 +206,7 @@ class Shadow(Strategy):
         recent = state["ages"] + 1 < self.pool
         accuracy = rates[present.any(0), 0].mean().reshape(1)
         return {
-            "accuracies": torch.cat([state["accuracies"], accuracy])[-2 * self.window :],
+            "accuracies": torch.cat([state["accuracies"], accuracy])[-self.course.remembered :],
             "pooled": torch.cat([state["pooled"][recent], shown]),
             "present": torch.cat([state["present"][recent], present]),
             "ages": torch.cat([state["ages"][recent] + 1, fresh]),
@@ -212,11 +231,9 @@ class Shadow(Strategy):
         apart = [spectre.standing_apart(rows, self.malicious) for rows in shown]
         return max(range(len(apart)), key=lambda at: apart[at])
 
-    def _shadowed(self, state: State, seen: Revealed) -> State:
+    def _shadowed(self, state: State, seen: Revealed, kept: Tensor) -> State:
         """A round of the shadow over the silos that pass; what it says of the label is served once it is good."""
-        out = self._out(state, len(seen.silos))
-        kept = ~out
-        found = {**state, "flagged": torch.tensor(seen.silos, dtype=torch.int64)[out], "judged": torch.tensor(True)}
+        found = {**state, "flagged": torch.tensor(seen.silos, dtype=torch.int64)[~kept], "judged": torch.tensor(True)}
         if not bool(kept.any()):
             return found
         slots = {name.removeprefix(OTHERS): value for name, value in state.items() if name.startswith(OTHERS)}
@@ -253,6 +270,11 @@ class Shadow(Strategy):
     def variants(self, state: State, round_: int) -> Mapping[str, Tensor]:
         """Both models alone: what they do without each other."""
         return {"backbone": state["model"], "shadow": state["shadow"]} if _guarded(state) else {}
+
+    def report(self, state: State) -> Mapping[str, Reported]:
+        """Where the course is, how many shadows have begun to learn, and which label is guarded: -1 for none yet."""
+        phase = Phase(int(state["phase"])).name.lower()
+        return {"phase": phase, "shadows": float(state["shadows"]), "guarded": float(state["guarded"])}
 
     def evaluate(self, silo: Silo, instruction: Instruction) -> Mapping[str, Tensor]:
         """Both models as one."""

@@ -6,7 +6,7 @@ bit; malicious ones train in this process, whatever the engine, and what they se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,10 +35,10 @@ class AttackedLink:
         host: the same silos in this process, for the malicious ones; its rows and its training are changed. They add no
             noise of their own, which nobody can make them do.
         roles: who is malicious.
-        poisoner: of their rows.
+        poisoner: gives that of a round's rows.
     """
 
-    def __init__(self, link: Link, *, host: SiloHost, roles: Roles, poisoner: Poisoner) -> None:
+    def __init__(self, link: Link, *, host: SiloHost, roles: Roles, poisoner: Callable[[int], Poisoner]) -> None:
         self.link, self.host, self.roles, self.poisoner = link, host, roles, poisoner
         self.population, self.train = link.population, host.train
         host.local = None
@@ -56,7 +56,7 @@ class AttackedLink:
         for partial in self.link.ask(honest, mechanisms, record=record):
             chunk += 1
             yield partial
-        self.host.hold(self.poisoner.hold(acting))
+        self.host.hold(self.poisoner(requests[0].instruction.round).hold(acting))
         for request in requests:
             silos = [silo for silo in request.silos if silo in acting]
             if silos:

@@ -8,6 +8,7 @@ from client.host import SiloHost
 from privacy.mechanism import Mechanism
 from privacy.release import Partial
 from server.link import Request, chunks
+from simulations.data.shifts import Changing
 from strategies.base import Evaluation, Instruction, Split
 
 
@@ -17,22 +18,27 @@ class LocalLink:
     Args:
         host: the silos.
         chunk: silos summed together.
+        rows: gives the host the rows of a round, where they change; None: they do not.
     """
 
-    def __init__(self, host: SiloHost, *, chunk: int) -> None:
-        self.host, self.chunk, self.population = host, chunk, len(host.shards)
+    def __init__(self, host: SiloHost, *, chunk: int, rows: Changing | None = None) -> None:
+        self.host, self.chunk, self.population, self.rows = host, chunk, len(host.shards), rows
 
     def ask(
         self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
     ) -> Iterator[Partial]:
         """Trains the cohort; see `server.link.Link`."""
         for number, (instruction, silos) in enumerate(chunks(requests, self.chunk)):
+            if self.rows is not None:
+                self.rows.to(instruction.round)
             yield self.host.contribute(instruction, silos, mechanisms, chunk=number, record=record)
 
     def evaluate(
         self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
     ) -> Evaluation:
         """Evaluates silos on their held-out rows."""
+        if self.rows is not None:
+            self.rows.to(instruction.round - 1)  # It is what silos are served after the round before.
         return self.host.evaluate(instruction, silos, split=split, fresh=fresh)
 
     def stage(self) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from client.host import SiloHost
 from simulations.data.federation import Federation
+from simulations.data.shifts import Changing
 from simulations.engines import setup
 from simulations.engines.exchange import RowSlots, SumSlots, instruction_path, read_instruction
 from simulations.engines.wire import mechanisms_from_json
@@ -36,11 +37,11 @@ def main(descriptor: int) -> None:
         first = json.loads(pipe.recv_bytes())
         shared = Path(first["folder"])
         _watch_parent(parent, shared)
-        host, shared_with = _prepare(first)
+        holder, shared_with = _prepare(first)
         pipe.send_bytes(b"{}")
         while True:
             order = json.loads(pipe.recv_bytes())
-            pipe.send_bytes(json.dumps(_serve(host, shared_with, order)).encode())
+            pipe.send_bytes(json.dumps(_serve(holder, shared_with, order)).encode())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         _free(shared)  # The server is done, or was killed and cannot free the memory itself.
     except BaseException:
@@ -57,27 +58,38 @@ class _Shared:
     rows: RowSlots | None
 
 
-def _prepare(order: dict[str, Any]) -> tuple[SiloHost, _Shared]:
+@dataclass(frozen=True)
+class _Holder:
+    """Silos, and what gives them the rows of a round."""
+
+    host: SiloHost
+    changing: Changing
+
+
+def _prepare(order: dict[str, Any]) -> tuple[_Holder, _Shared]:
     load_entry_points()
     load_plugins(order["plugins"])
     experiment: Experiment = decode(Experiment, order["experiment"])
     folder = Path(order["folder"])
-    host = setup.host(
-        experiment, Federation.load(folder / "federation"), personal=Path(order["personal"]), noise=order["noise"]
-    )
+    federation = Federation.load(folder / "federation")
+    host = setup.host(experiment, federation, personal=Path(order["personal"]), noise=order["noise"])
     slots, sizes, rows = order["slots"], host.channel_sizes, None
     if experiment.strategy.reveals:
         rows = RowSlots(folder / "rows", slots=slots, rows=order["rows"], sizes=sizes)
-    return host, _Shared(folder, SumSlots(folder / "sums", slots=slots, sizes=sizes), rows)
+    holder = _Holder(host, Changing(host, federation, experiment.data.shift))
+    return holder, _Shared(folder, SumSlots(folder / "sums", slots=slots, sizes=sizes), rows)
 
 
-def _serve(host: SiloHost, shared: _Shared, order: dict[str, Any]) -> dict[str, Any]:
+def _serve(holder: _Holder, shared: _Shared, order: dict[str, Any]) -> dict[str, Any]:
+    host = holder.host
     header = order["instruction"]
     instruction = read_instruction(instruction_path(shared.folder, header["tier"]), header)
     answer: dict[str, Any] = {"chunk": order["chunk"], "slot": order["slot"]}
     if order["do"] == "evaluate":
+        holder.changing.to(instruction.round - 1)  # It is what silos are served after the round before.
         result = host.evaluate(instruction, order["silos"], split=order["split"], fresh=order["fresh"])
         return answer | {"silos": result.silos, "rows": result.rows, "loss": result.loss, "score": result.score}
+    holder.changing.to(instruction.round)
     partial = host.contribute(
         instruction,
         order["silos"],
