@@ -43,10 +43,14 @@ from strategies.codec import encode
 from strategies.experiment import Experiment, digest
 from strategies.guarded import evaluate_served
 from strategies.loading import load
+from strategies.schema import ConfigError
 from strategies.standardize import Constants, Private
 from strategies.yaml_text import yaml_of
 
 INTERRUPTED = "interrupted"
+UNCONNECTED = (
+    "engine.kind: flower needs a federation of silos; use: confide run --engine flower --federation NAME, or flwr run ."
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class ActiveRun:
         resume: go on in a folder that holds this run.
         plugins: modules imported for it, which worker processes import too.
         table: rows for `data.name: dataset`, read by `client.files.read_dataset`.
+        connect: makes the link to silos on machines of their own, for `engine.kind: flower`.
 
     Raises:
         ValueError: the experiment does not fit the data, or the folder cannot be used; one line.
@@ -84,8 +89,11 @@ class ActiveRun:
         resume: bool = False,
         plugins: Sequence[str] = (),
         table: Table | None = None,
+        connect: Callable[[ActiveRun], Link] | None = None,
     ) -> None:
-        self.experiment, self.folder = experiment, folder
+        self.experiment, self.folder, self._connect = experiment, folder, connect
+        if experiment.engine.kind == "flower" and connect is None:
+            raise ConfigError([UNCONNECTED])
         self.noise = noise_source(experiment)
         usable(folder, resume=resume)
         with ExitStack() as opened:
@@ -211,7 +219,9 @@ class ActiveRun:
         experiment, example, personal = self.experiment, self.plan.example, self.store.personal
         noise = None if example is None else example.noise
         link: Link
-        if experiment.engine.kind == "pool":
+        if self._connect is not None:
+            link = self._connect(self)
+        elif experiment.engine.kind == "pool":
             workers = experiment.engine.workers or os.cpu_count() or 1
             link = PoolLink(
                 experiment, self.federation, personal=personal, workers=workers, plugins=plugins, noise=noise
