@@ -34,7 +34,9 @@ class EnvelopeError(ValueError):
         code: of `strategies.envelope.CODES`.
     """
 
-    def __init__(self, line: str, *, code: Literal["malformed", "version", "too_large"] = "malformed") -> None:
+    def __init__(
+        self, line: str, *, code: Literal["malformed", "version", "too_large", "signature"] = "malformed"
+    ) -> None:
         super().__init__(line)
         self.code = code
 

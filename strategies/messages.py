@@ -76,7 +76,7 @@ class Task:
         round: of the instruction.
         attempt: how often this round was begun, from 1: each further attempt is charged anew.
         tier: of silos, see `Strategy.tier`.
-        committed: the last round of this run whose checkpoint stands; -1 says nothing of it.
+        committed: the last round that stands and that used this silo's update, 0 for none; -1 says nothing of it.
         record: whether private training losses are asked for.
         split: evaluate: which held-out rows.
         fresh: evaluate: as if the silo had never been asked.
@@ -93,7 +93,7 @@ class Task:
     round: int = key(0, at_least=0, at_most=HUGE, help="of the instruction")
     attempt: int = key(1, at_least=1, at_most=HUGE, help="at this round")
     tier: int = key(0, at_least=0, at_most=HUGE, help="of silos")
-    committed: int = key(-1, at_least=-1, at_most=HUGE, help="last round that stands")
+    committed: int = key(-1, at_least=-1, at_most=HUGE, help="last round that stands and used it")
     record: bool = key(False, help="private losses")
     split: Literal["validation", "test"] = key("test", help="held-out rows")
     fresh: bool = key(False, help="never asked before")
