@@ -91,7 +91,9 @@ class Server:
     def __post_init__(self) -> None:
         if self.certificates is None and not self.fleet.loopback:
             raise ConfigError(
-                [f"--address: {self.fleet} can be reached from outside, which needs TLS; give --certs, or a loopback one"]
+                [
+                    f"--address: {self.fleet} can be reached from outside, which needs TLS; give --certs, or use loopback"
+                ]
             )
 
     @property
