@@ -91,9 +91,7 @@ class Server:
     def __post_init__(self) -> None:
         if self.certificates is None and not self.fleet.loopback:
             raise ConfigError(
-                [
-                    f"--address: {self.fleet} can be reached from outside, which needs TLS; give --certs, or use loopback"
-                ]
+                [f"--address: {self.fleet} can be reached from outside, which needs TLS; give --certs, or use loopback"]
             )
 
     @property
