@@ -90,7 +90,7 @@ class Book:
         self.commit(round_)
         if self.page.round != round_:
             raise StoreError(
-                f"{self.path}: is of round {self.page.round}, the checkpoint of round {round_}; restore both from one copy"
+                f"{self.path}: is of round {self.page.round}, the checkpoint of {round_}; restore both from one copy"
             )
 
     def _write(self) -> None:

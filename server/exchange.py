@@ -20,10 +20,10 @@ from strategies.wire import Values
 
 LOG = logging.getLogger("confide.server")
 ABSENT, LATE, SPARE = "silo is not connected", "no answer by the deadline", "enough silos had answered"
-LOST, UNREADABLE = "relay of the silo failed", "answer cannot be read"
+LOST, UNREADABLE, OUTSIDE = "relay of the silo failed", "answer cannot be read", "silo did not join again"
 OTHER_RUN, OTHER_ROUND, OTHER_SILO = "answer of another run", "answer of another round", "answer of another silo"
 OLD_LEDGER = "ledger of the silo is an older copy"
-REASONS = (ABSENT, LATE, SPARE, LOST, UNREADABLE, OTHER_RUN, OTHER_ROUND, OTHER_SILO, OLD_LEDGER)
+REASONS = (ABSENT, LATE, SPARE, LOST, UNREADABLE, OUTSIDE, OTHER_RUN, OTHER_ROUND, OTHER_SILO, OLD_LEDGER)
 """Why an answer is not used; beside these there is `refused: CODE`, by `strategies.envelope.CODES`."""
 
 
@@ -59,7 +59,7 @@ class Exchange:
     replies: dict[int, Reply] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     _open: dict[str, int] = field(default_factory=dict)
-    _rejoining: set[int] = field(default_factory=set)
+    _rejoining: dict[int, int] = field(default_factory=dict)
     _again: set[int] = field(default_factory=set)
 
     def run(self, limit_s: float) -> None:
@@ -67,7 +67,7 @@ class Exchange:
         deadline = self.clock.now() + limit_s
         self._send([silo for silo in self.asks if silo in self.roll.node_of], deadline)
         while self._waits() and self.clock.now() < deadline:
-            self._send([silo for silo in self.roll.hear() if silo in self._rejoining], deadline)
+            self._rejoin(deadline)
             for answer in self.roll.post.fetch(list(self._open)):
                 silo = self._open.pop(answer.letter, None)  # A second answer to one letter finds nobody waiting.
                 if silo is not None:
@@ -79,6 +79,15 @@ class Exchange:
     def _waits(self) -> bool:
         return bool(self._open or self._rejoining) and len(self.replies) < self.quorum
 
+    def _rejoin(self, deadline: float) -> None:
+        """Asks those anew that forgot the run and were told it again."""
+        back = [silo for silo in self.roll.hear() if self._rejoining.pop(silo, None) is not None]
+        self._send(back, deadline)
+        for silo, node in list(self._rejoining.items()):
+            if node in self.roll.refused:
+                del self._rejoining[silo]
+                self._fail(silo, OUTSIDE, self.roll.refused[node])
+
     def _send(self, silos: Iterable[int], deadline: float) -> None:
         left = max(deadline - self.clock.now(), POLL_S)
         letters = {
@@ -87,7 +96,6 @@ class Exchange:
         }
         sent = self.roll.post.send(letters, ttl_s=left) if letters else {}
         self._open |= {letter: self.roll.silo_of[node] for letter, node in sent.items()}
-        self._rejoining -= set(self._open.values())
 
     def _take(self, silo: int, data: bytes | None) -> None:
         task, expected = self.asks[silo]
@@ -100,8 +108,7 @@ class Exchange:
             self._fail(silo, LOST, "look at the log of its node")
         elif reply.code == "unknown_run" and silo not in self._again:  # Once, or one that forgets is asked for ever.
             self._again.add(silo)
-            self._rejoining.add(silo)
-            self.roll.rejoin(silo)
+            self._rejoining[silo] = self.roll.rejoin(silo)
         elif (problem := self._problem(reply, task, silo)) is not None:
             self._fail(silo, problem, reply.reason)
         else:
@@ -125,6 +132,6 @@ class Exchange:
     def _close(self) -> None:
         """Who has not answered by now is late, or to spare, or was not there."""
         due = SPARE if len(self.replies) >= self.quorum else LATE
-        asked = self._rejoining | set(self._open.values())
+        asked = self._rejoining.keys() | set(self._open.values())
         for silo in sorted(self.asks.keys() - self.replies.keys() - self.failures.keys()):
             self._fail(silo, due if silo in asked else ABSENT, "")

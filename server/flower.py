@@ -50,9 +50,7 @@ class GridPost:
         from flwr.app import Message
 
         # A list: the grid goes through it twice. Time to live is in whole seconds there, and must outlast ours.
-        messages = [
-            Message(letter(data), node, MESSAGE, ttl=math.ceil(ttl_s) + 1.0) for node, data in letters.items()
-        ]
+        messages = [Message(letter(data), node, MESSAGE, ttl=math.ceil(ttl_s) + 1.0) for node, data in letters.items()]
         sent = list(self.grid.push_messages(messages)) if messages else []
         return {found: node for found, node in zip(sent, letters) if found}  # None: that node was not to be reached.
 

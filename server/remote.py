@@ -47,6 +47,7 @@ class Terms:
         chunk: silos summed together.
         values: type that numbers travel as.
         noised: silos noise their own updates, so that no number of them is zero.
+        keeps: silos keep vectors from round to round.
         deadline_s: for an answer.
         quorum: part of a cohort whose answers end a round, or None; under privacy it is not used.
     """
@@ -60,6 +61,7 @@ class Terms:
     chunk: int
     values: Values = "float32"
     noised: bool = False
+    keeps: bool = False
     deadline_s: float = 600.0
     quorum: float | None = None
 
@@ -99,7 +101,7 @@ class RemoteLink:
         self._meet()
         self._used, self._heads = set(), {}
         attempt = self.book.begin(requests[0].instruction.round)  # On the disk first: no attempt is made twice.
-        asks = {}
+        asks: dict[int, tuple[Task, Expected]] = {}
         for request in requests:
             task = replace(self._task(request.instruction), kind="train", attempt=attempt, record=record)
             expected = self.terms.expected(request.instruction)
@@ -139,7 +141,7 @@ class RemoteLink:
             StoreError: what silos keep is not of that round.
         """
         if round_ and self.book.fresh:
-            if self.terms.strategy.personal(1):
+            if self.terms.keeps:
                 raise StoreError(
                     f"{self.book.path}: is missing, so what silos keep is not of this run; resume with its engine"
                 )
@@ -223,7 +225,7 @@ class RemoteLink:
     def _problem(self, reply: Reply) -> str | None:
         if (reply.run, reply.digest) != (self.book.run, self.terms.digest):
             return OTHER_RUN
-        return None if self.book.knows(reply.silo, reply.ledger) else OLD_LEDGER
+        return None if reply.ledger is None or self.book.knows(reply.silo, reply.ledger) else OLD_LEDGER
 
 
 def _number(value: float | None) -> float:

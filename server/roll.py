@@ -47,22 +47,23 @@ class Roll:
         for node in [node for node in self.silo_of if node not in here]:
             del self.node_of[self.silo_of.pop(node)]
         before = self.now() - AGAIN_S
-        self._introduce(
-            [node for node in here if node not in self.silo_of and self._asked.get(node, before) <= before]
-        )
+        self._introduce([node for node in here if node not in self.silo_of and self._asked.get(node, before) <= before])
 
-    def rejoin(self, silo: int) -> None:
-        """A silo that forgot the run is told it again."""
+    def rejoin(self, silo: int) -> int:
+        """A silo that forgot the run is told it again; returns its node."""
         node = self.node_of.pop(silo)
         del self.silo_of[node]
         self._introduce([node])
+        return node
 
     def _introduce(self, nodes: Sequence[int]) -> None:
         if not nodes:
             return
         # An earlier hello to the same node is let go: it may have died with the node.
         self._pending = {letter: node for letter, node in self._pending.items() if node not in nodes}
-        self._asked |= dict.fromkeys(nodes, self.now())
+        for node in nodes:
+            self.refused.pop(node, None)
+            self._asked[node] = self.now()
         self._pending |= self.post.send(dict.fromkeys(nodes, self.hello()), ttl_s=self.ttl_s)
 
     def hear(self) -> list[int]:
@@ -81,7 +82,6 @@ class Roll:
             self.refused[node] = problem
             LOG.warning("a node does not take part: %s", problem)
             return None
-        self.refused.pop(node, None)
         self.node_of[silo], self.silo_of[node] = node, silo
         LOG.info("silo %d of %d takes part", silo, self.silos)
         return silo

@@ -83,7 +83,9 @@ def make(folder: Folder, *, hosts: Sequence[str], nodes: Sequence[str], days: in
         CertificateError: the folder holds an authority, or a name that cannot be a file's.
     """
     if folder.authority_key.exists():
-        raise CertificateError(f"{folder.path}: holds an authority already; choose another --out, or --add a node to it")
+        raise CertificateError(
+            f"{folder.path}: holds an authority already; choose another --out, or --add a node to it"
+        )
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.nodes.mkdir(exist_ok=True, mode=0o700)
     key = ec.generate_private_key(ec.SECP384R1())
@@ -186,9 +188,7 @@ def _signs() -> x509.KeyUsage:
     others = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only"), False
     )
-    return x509.KeyUsage(
-        digital_signature=True, key_cert_sign=True, crl_sign=True, decipher_only=False, **others
-    )
+    return x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, decipher_only=False, **others)
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

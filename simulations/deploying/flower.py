@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.deploying.certificates import Folder
-from simulations.deploying.processes import POLL_S, ProcessError, Program, executable, listens
+from simulations.deploying.processes import ProcessError, Program, executable, listens
 from strategies.schema import ConfigError
 
 READY_S = 60.0
@@ -91,7 +91,7 @@ class Server:
     def __post_init__(self) -> None:
         if self.certificates is None and not self.fleet.loopback:
             raise ConfigError(
-                [f"--address: {self.fleet} can be reached from outside, which needs TLS; give --certs, or a loopback one"]
+                [f"--address: {self.fleet} can be reached from outside, which needs TLS; give --certs, or use loopback"]
             )
 
     @property
@@ -136,13 +136,13 @@ class Server:
         return [*command, "--enable-supernode-auth"]
 
     def _write_connection(self) -> None:
-        """What `flwr run . NAME` needs, in the folder that FLWR_HOME names; JSON strings are TOML strings."""
-        lines = ["[superlink]", f"default = {json.dumps(self.name)}", f"[superlink.{self.name}]"]
+        """What `flwr run . NAME` needs, in the folder that FLWR_HOME names."""
+        lines = ["[superlink]", f"default = {quoted(self.name)}", f"[superlink.{self.name}]"]
         lines += [f'address = "127.0.0.1:{self.control}"']
         if self.certificates is None:
             lines += ["insecure = true"]
         else:
-            lines += [f"root-certificates = {json.dumps(str(self.certificates.authority.absolute()))}"]
+            lines += [f"root-certificates = {quoted(str(self.certificates.authority.absolute()))}"]
         (self.home / "config.toml").write_text("\n".join(lines) + "\n")
 
     def _node_keys(self) -> list[Path]:
@@ -184,7 +184,7 @@ class Node:
         """Starts it; whether the server takes it shows later."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         command = ["flower-supernode", "--superlink", str(self.server), "--port", str(self.port)]
-        command += ["--node-config", f"socket={json.dumps(self.socket)}"]
+        command += ["--node-config", f"socket={quoted(self.socket)}"]
         command += ["--insecure"] if self.authority is None else ["--root-certificates", str(self.authority.absolute())]
         command += ["--auth-supernode-private-key", str(self.key.absolute())] if self.key is not None else []
         self.log.unlink(missing_ok=True)  # What an earlier one printed says nothing of this one.
@@ -193,6 +193,15 @@ class Node:
     def joined(self) -> bool:
         """Whether the server took it."""
         return self.log.exists() and JOINED in self.log.read_text(errors="replace")
+
+
+def quoted(text: str) -> str:
+    """A string as TOML: as JSON writes it, but with DEL escaped and letters left as they are.
+
+    >>> print(quoted('say "hi"'))
+    "say \\"hi\\""
+    """
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def flwr(arguments: Sequence[str], *, home: Path, timeout_s: float = READY_S) -> subprocess.CompletedProcess[str]:
@@ -228,6 +237,3 @@ def last_json(text: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise ProcessError(f"flwr: found no JSON in {' '.join(text.split())[:200]!r}")
     return found
-
-
-__all__ = ["POLL_S", "Address", "Node", "Server", "environment", "flwr", "last_json"]
