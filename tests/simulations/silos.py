@@ -17,7 +17,7 @@ from simulations.deploying.opening import Opener
 from simulations.preparing import prepare
 from simulations.running import ActiveRun, train
 from strategies.codec import decode, encode
-from strategies.envelope import Reply, Task, decode_reply
+from strategies.envelope import Expected, Reply, Task, decode_reply
 from strategies.envelope import encode as packed
 from strategies.experiment import Experiment, digest
 from strategies.loading import parse
@@ -52,8 +52,9 @@ def office(folder: Path, rules: Policy, *, number: int = 0, data: str = "digits"
 
 def hello(run: Experiment, *, id_: str = RUN, **changes: Any) -> bytes:
     """The hello of a server with the same data set."""
-    facts = {"experiment": yaml_of(encode(public(run))), "schema": schema(prepare(run).federation)}
-    return packed(Task(kind="hello", run=id_, digest=digest(run), **{**facts, **changes}))
+    facts = {"experiment": yaml_of(encode(public(run))), **changes}
+    facts.setdefault("schema", None if "schema" in facts else schema(prepare(run).federation))
+    return packed(Task(kind="hello", run=id_, digest=digest(run), **facts))
 
 
 def asked(run: Experiment, kind: str = "train", *, id_: str = RUN, round_: int = 1, **facts: Any) -> bytes:
@@ -67,8 +68,6 @@ def said(data: bytes, run: Experiment | None = None) -> Reply:
     """A reply, with the update of a run where it has one."""
     if run is None:
         return decode_reply(data)
-    from strategies.envelope import Expected
-
     size = prepare(run).model.start.numel()
     return decode_reply(data, Expected(run.strategy.channels(size), values=run.wire.values))
 
