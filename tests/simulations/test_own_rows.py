@@ -70,7 +70,7 @@ def test_a_silo_trains_on_all_rows_of_its_file(run: Experiment, silo: Office) ->
         ("age", "years", "schema", "no column 'age'"),
         ("age\n", "age,name\n", "data", "cannot be read"),
         ("blue,10", "violet,10", "data", "cannot be read"),
-        ("blue,10", "blue,secret", "schema", "feature names: the server's rows have"),
+        ("blue,10", "blue,secret", "schema", "column 'age' holds words"),
         ("yes,", "perhaps,", "data", "cannot be read"),
     ],
 )
