@@ -289,7 +289,8 @@ class ActiveRun:
     @property
     def records(self) -> bool:
         """Whether private numbers (losses, clip fraction, per-silo accuracies) may be recorded."""
-        return self.exact or self.experiment.metrics.privacy == "research"
+        here = self.exact and self._connect is None  # Silos elsewhere show nothing that they are not asked for by name.
+        return here or self.experiment.metrics.privacy == "research"
 
     @cached_property
     def minority(self) -> frozenset[int]:

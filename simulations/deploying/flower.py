@@ -16,6 +16,7 @@ from simulations.deploying.processes import ProcessError, Program, executable, l
 from strategies.schema import ConfigError
 
 READY_S = 60.0
+SIGNING = "CONFIDE_SIGNING_KEY"  # The environment says where the key is: no key is in a run's configuration.
 JOINED = "SuperNode ID:"  # What a SuperNode prints once the SuperLink knows it.
 
 
@@ -110,7 +111,10 @@ class Server:
                 raise ProcessError(f"{where}: somebody listens there already; choose another port")
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._write_connection()
-        program = Program("flower-superlink", self._command(), log=self.log, environment=environment(self.home))
+        told = environment(self.home)
+        if self.certificates is not None:
+            told |= {SIGNING: str(self.certificates.signing_key.absolute())}
+        program = Program("flower-superlink", self._command(), log=self.log, environment=told)
         try:
             program.until(self._answers, timeout_s=READY_S, what="it answered")
             for key in self._node_keys():
