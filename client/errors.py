@@ -20,7 +20,7 @@ class Refused(Exception):
         private: what only the silo's own log may hold, or empty.
     """
 
-    def __init__(self, code: Code, line: str, *, private: str = "") -> None:
+    def __init__(self, code: Code, line: object, *, private: str = "") -> None:
         super().__init__(line)
         self.code: Code = code
         self.private = private

@@ -58,8 +58,10 @@ def _to_blob(name: str, vector: Tensor, kept: int, values: wire.Values) -> tuple
         raise EnvelopeError(f"envelope: {name!r} has {vector.dim()} dimensions, at most {MOST_DIMENSIONS} travel")
     vector, shape = vector.detach().cpu(), tuple(vector.shape)
     if vector.dtype == torch.float32:
+        # Whoever counts what may travel takes -0.0, as masks make it, for a zero; the wire format keeps its bits.
+        flat = vector.reshape(-1) if kept == vector.numel() else vector.reshape(-1) + 0.0
         try:
-            data = wire.encode(vector.reshape(-1), kept=kept, values=values)
+            data = wire.encode(flat, kept=kept, values=values)
         except ValueError as error:
             raise EnvelopeError(f"envelope: {name!r}: {error}") from error
         return Blob(name=name, type=values, shape=shape, kept=kept, bytes=len(data)), data

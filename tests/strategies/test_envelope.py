@@ -36,7 +36,7 @@ from strategies.envelope_header import PREFIX
 RUN, DIGEST = "ab" * 16, "cd" * 32
 SCHEMA = Schema(kind="classification", shape=(1, 8, 8), classes=10, class_names=("0", "é"))
 HELLO = Task(kind="hello", run=RUN, digest=DIGEST, experiment="name: quick\nseed: 1\n", schema=SCHEMA)
-MODEL = torch.tensor([1.0, 0.0, -0.0, 2.0**-149, 3.25, 0.0, 0.0, 0.0])
+MODEL = torch.tensor([1.0, 0.0, -1.0, 2.0**-149, 3.25, 0.0, 0.0, 0.0])
 TRAIN = Task(
     kind="train",
     run=RUN,
@@ -47,7 +47,12 @@ TRAIN = Task(
     committed=2,
     record=True,
     deadline_s=12.5,
-    vectors={"model": MODEL, "table": torch.ones(2, 3), "steps": torch.tensor(7), "mass": torch.rand(3).double()},
+    vectors={
+        "model": MODEL,
+        "table": torch.tensor([[1.0, -0.0], [float("inf"), 2.0], [0.0, -3.0]]),
+        "steps": torch.tensor(7),
+        "mass": torch.rand(3).double(),
+    },
     kept={"model": 5},
 )
 REPLY = Reply(
@@ -116,6 +121,15 @@ def test_the_bytes_after_the_header_are_those_of_the_wire_format() -> None:
     data = encode(replace(TRAIN, vectors={"model": MODEL}))
     assert data.endswith(wire.encode(MODEL, kept=5))
     assert len(data) == PREFIX.size + PREFIX.unpack_from(data)[4] + wire.size(8, 5)
+
+
+def test_a_negative_zero_is_no_number_that_travels_where_some_are_left_out() -> None:
+    """Masks make them: -3 times 0 is -0.0, and a strategy that keeps one number of two has kept its word."""
+    masked = torch.tensor([-3.0, 2.0]) * torch.tensor([0.0, 1.0])
+    back = decode_reply(
+        encode(replace(REPLY, channels={"delta": masked}, kept={"delta": 1})), Expected({"delta": 2}, {"delta": 1})
+    )
+    assert back.channels["delta"].tolist() == [0.0, 2.0]
 
 
 def test_float16_is_rounded_once_and_comes_as_float32() -> None:
