@@ -82,6 +82,11 @@ def result(folder: Path) -> Mapping[str, Any]:
     return found
 
 
+def charged(ledger: Path) -> list[int]:
+    """The rounds that a silo's ledger holds a charge of the whole silo for."""
+    return [line["round"] for line in read_ledger(ledger) if line["kind"] == "reserve" and line["unit"] == "silo"]
+
+
 def here(folder: Path, overrides: str, engine: str = "local") -> Path:
     """The same run in this process, or in a pool."""
     lines = [*overrides.splitlines(), f"engine.kind={engine}"]
@@ -125,9 +130,7 @@ def test_every_silo_charges_its_own_ledger(tmp_path: Path) -> None:
     serve(federation(tmp_path, GUARDED), settings(tmp_path, SEEDED))
     for number in range(SILOS):
         [ledger] = (tmp_path / f"silo-{number}" / "ledgers").glob("*.jsonl")
-        paid = [
-            entry.round for entry in read_ledger(ledger) if entry.kind == "reserve" and entry.unit == "silo"
-        ]
+        paid = charged(ledger)
         assert paid == [1, 2, 3]
 
 
@@ -204,8 +207,7 @@ def test_a_killed_run_goes_on_in_another(tmp_path: Path, overrides: str) -> None
         paid = []
         for number in range(SILOS):
             [ledger] = (tmp_path / f"silo-{number}" / "ledgers").glob("*.jsonl")
-            entries = read_ledger(ledger)
-            paid.append([entry.round for entry in entries if entry.kind == "reserve" and entry.unit == "silo"])
+            paid.append(charged(ledger))
         assert paid == [[1, 2, 2, 3], [1, 2, 2, 3], [1, 2, 3], [1, 2, 3]]
 
 
@@ -282,7 +284,13 @@ def test_silos_with_files_of_their_own(tmp_path: Path) -> None:
         ({"config": "quickstart", "set": "rounds=0"}, "rounds: must be >= 1"),
         ({"experiment": "rounds: 1\ntasks: 1\n"}, "tasks: unknown key"),
         ({"config": "quickstart", "set": "engine.quorum=0.5"}, "under privacy a round never ends on a count"),
-        ({"config": "quickstart", "set": "data.standardize={name: private, clip: 1.0, noise_multiplier: 1.0}"}, "private releases moments"),
+        (
+            {
+                "config": "quickstart",
+                "set": "data.standardize={name: private, low: [0], high: [16], noise_multiplier: 1.0}",
+            },
+            "private releases moments",
+        ),
         ({"config": "quickstart", "set": "attacks=[sign_flip]"}, "attacks"),
     ],
 )
