@@ -129,6 +129,11 @@ def signing_key(path: Path) -> ed25519.Ed25519PrivateKey:
     return key
 
 
+def public_hex(path: Path) -> str:
+    """What silos name the server of a signing key by, in their policies."""
+    return signing_key(path).public_key().public_bytes_raw().hex()
+
+
 def add_node(folder: Folder, name: str) -> None:
     """Makes the key of one more node.
 

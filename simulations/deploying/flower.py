@@ -81,6 +81,7 @@ class Server:
         fleet: where silos' nodes connect; public.
         control: port on loopback where runs are started; whoever reaches it can have code run on every node.
         certificates: of the server; None for a plain connection, on loopback only.
+        printed: file that takes all it prints; None: one in `home`.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Server:
     fleet: Address
     control: int
     certificates: Folder | None
+    printed: Path | None = None
 
     def __post_init__(self) -> None:
         if self.certificates is None and not self.fleet.loopback:
@@ -98,7 +100,7 @@ class Server:
     @property
     def log(self) -> Path:
         """All that it prints."""
-        return self.home / "superlink.log"
+        return self.printed if self.printed is not None else self.home / "superlink.log"
 
     def start(self) -> Program:
         """Starts it, waits until it answers, and registers the nodes' keys.
@@ -170,6 +172,7 @@ class Node:
         socket: of the silo's daemon.
         authority: certificate that the server is trusted by; None for a plain connection.
         key: the node's key, or None.
+        printed: file that takes all it prints; None: one in `home`.
     """
 
     home: Path
@@ -178,11 +181,12 @@ class Node:
     socket: str
     authority: Path | None = None
     key: Path | None = None
+    printed: Path | None = None
 
     @property
     def log(self) -> Path:
         """All that it prints."""
-        return self.home / "supernode.log"
+        return self.printed if self.printed is not None else self.home / "supernode.log"
 
     def start(self) -> Program:
         """Starts it; whether the server takes it shows later."""
