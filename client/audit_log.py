@@ -6,13 +6,14 @@ the silo's answers.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client.errors import Refused
+from client.errors import DataError, Refused
 
 MOST_TEXT = 2000
 
@@ -22,12 +23,22 @@ class AuditLog:
 
     Args:
         path: the file; made when missing, for its owner alone.
+
+    Raises:
+        DataError: another process writes it: two daemons must not share a folder.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = path
         self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise DataError(
+                f"{path.parent}: another daemon uses this folder; stop it, or give another --folder"
+            ) from error
 
     def write(self, what: str, **facts: Any) -> None:
         """Adds a line; returns when it is on the disk.

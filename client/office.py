@@ -78,13 +78,18 @@ class Office:
             line = f"the silo failed with {type(error).__name__}; its audit log says more"
             return self._refusal(Refused("training_failed", line, private=traceback.format_exc()), task)
 
-    def close(self) -> None:
-        """Lets all files go."""
-        with self._lock:
+    def close(self, *, wait_s: float = -1) -> bool:
+        """Lets all files go, once no task is worked on; says whether that was within `wait_s` (below 0: no limit)."""
+        if not self._lock.acquire(timeout=wait_s):
+            return False
+        try:
             for run in self._runs.values():
                 run.close()
             self._runs.clear()
             self._log.close()
+        finally:
+            self._lock.release()
+        return True
 
     def _answer(self, task: Task) -> bytes:
         if task.kind == "hello":

@@ -30,13 +30,14 @@ from simulations.commands import predict as predict_
 from simulations.commands import report as report_
 from simulations.commands import run as run_
 from simulations.commands import serve as serve_
+from simulations.commands import silo as silo_
 from simulations.commands import study as study_
 from simulations.commands import sweep as sweep_
 
 COMMANDS = (
     *(run_, sweep_, study_, plan_, epsilon_, explain_, audit_, compare_, ledger_, predict_),
     *(report_, init_, config_, list_, data_, doctor_),
-    *(certs_, serve_, join_),
+    *(certs_, serve_, silo_, join_),
 )
 
 # Named, not imported: most of these modules import torch, and an error can only come from a module that is loaded.

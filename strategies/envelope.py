@@ -19,6 +19,7 @@ from privacy.chain import Head
 from strategies import codec
 from strategies.envelope_header import Blob, EnvelopeError, Limits, join, split
 from strategies.messages import MOST_REASON, Code, Columns, Reply, Schema, Task
+from strategies.signing import opened
 
 if TYPE_CHECKING:  # A relay says that a silo cannot be reached without loading torch.
     from torch import Tensor
@@ -37,6 +38,7 @@ __all__ = [
     "decode_reply",
     "decode_task",
     "encode",
+    "peek",
     "refusal",
     "scalar",
 ]
@@ -101,6 +103,15 @@ def decode_reply(data: bytes | memoryview, expected: Expected | None = None, *, 
     if reply.status == "ok":
         _require_expected(blobs, expected if expected is not None else Expected({}))
     return replace(reply, channels=_vectors(blobs, rest), kept=_kept(blobs)) if blobs else reply
+
+
+def peek(data: bytes | memoryview) -> Task:
+    """What a task says without its vectors, signed or not; for a relay, which loads no torch.
+
+    Raises:
+        EnvelopeError: as for `decode_task`.
+    """
+    return split(opened(data, ()), TASK, Task, TASK_BLOBS, Limits())[0]
 
 
 def refusal(code: Code, reason: object, *, task: Task | None = None, silo: int = -1, head: Head | None = None) -> Reply:
