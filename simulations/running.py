@@ -29,6 +29,7 @@ from simulations.attacks.link import AttackedLink
 from simulations.attacks.measuring import Watch, attack_tests, minority_silos
 from simulations.attacks.poison import Poisoner
 from simulations.attacks.roles import Roles
+from simulations.data.federation import Federation
 from simulations.engines import setup
 from simulations.engines.accounts import AccountedLink
 from simulations.engines.local import LocalLink
@@ -76,6 +77,7 @@ class ActiveRun:
         plugins: modules imported for it, which worker processes import too.
         table: rows for `data.name: dataset`, read by `client.files.read_dataset`.
         connect: makes the link to silos on machines of their own, for `engine.kind: flower`.
+        federation: what is known here of their rows; None: the experiment's data, dealt here.
 
     Raises:
         ValueError: the experiment does not fit the data, or the folder cannot be used; one line.
@@ -90,6 +92,7 @@ class ActiveRun:
         plugins: Sequence[str] = (),
         table: Table | None = None,
         connect: Callable[[ActiveRun], Link] | None = None,
+        federation: Federation | None = None,
     ) -> None:
         self.experiment, self.folder, self._connect = experiment, folder, connect
         if experiment.engine.kind == "flower" and connect is None:
@@ -104,7 +107,7 @@ class ActiveRun:
             # The first optimizer of a process imports torch's compiler, a second: set-up, not a part of round 1.
             torch.optim.SGD([torch.zeros(1)], lr=1.0)
             # Everything that a config can get wrong comes before the folder: a refused run leaves nothing behind.
-            prepared = prepare(experiment, table=table)
+            prepared = prepare(experiment, table=table, federation=federation)
             self.federation, self.plan, self.model = prepared.federation, prepared.plan, prepared.model
             self.notes = experiment.task.notes(self.model.shape)
             frozen = frozen_digest(self.model.module)
@@ -289,7 +292,8 @@ class ActiveRun:
     @property
     def records(self) -> bool:
         """Whether private numbers (losses, clip fraction, per-silo accuracies) may be recorded."""
-        return self.exact or self.experiment.metrics.privacy == "research"
+        here = self.exact and self._connect is None  # Silos elsewhere show nothing that they are not asked for by name.
+        return here or self.experiment.metrics.privacy == "research"
 
     @cached_property
     def minority(self) -> frozenset[int]:

@@ -29,6 +29,8 @@ def apart_rules(engine: Engine, data: Data, privacy: Privacy, attacks: Sequence[
         yield "data.standardize: private releases moments from one place only; use constants with engine.kind: flower"
     if data.name == "dataset":
         yield "data.name: dataset is rows of one process; with engine.kind: flower give a file or a named data set"
+    if data.path is not None and data.silos is None:
+        yield "data.silos: missing; with engine.kind: flower silos have files of their own, and have to be counted"
     if attacks:
         yield "attacks: are simulated; remove them with engine.kind: flower"
     if privacy.audit.examples.canaries:

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Makes them, and says who gets what."""
-    from simulations.deploying.certificates import Folder, add_node, make
+    from simulations.deploying.certificates import Folder, add_node, make, public_hex
     from strategies.schema import ConfigError
 
     if not 0 < args.days <= 3650:
@@ -38,7 +38,8 @@ def execute(args: argparse.Namespace) -> int:
     else:
         make(folder, hosts=args.host, nodes=args.node, days=args.days)
     print(f"authority    {folder.authority}  (to every silo; {folder.authority_key.name} stays here, secret)")
-    print(f"server       {folder.server}, {folder.server_key}")
+    print(f"server       {folder.server}, {folder.server_key}, {folder.signing_key}")
+    print(f"server_keys  {public_hex(folder.signing_key)}  (into each policy)")
     for node in args.node:
         print(f"node {node:<8}{folder.node_key(node)}  (to that silo alone, then remove it here; {node}.pub stays)")
     return OK

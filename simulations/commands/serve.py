@@ -74,6 +74,7 @@ def _server(args: argparse.Namespace) -> Server:
     folder = None if args.certs is None else Folder(args.certs)
     if folder is not None:
         require_secret(folder.server_key)
+        require_secret(folder.signing_key)
         for path in (folder.authority, folder.server):
             if not path.exists():
                 raise CertificateError(f"{path}: is missing; make it with: confide certs --out {args.certs}")

@@ -1,5 +1,8 @@
 """A certificate authority for tests and small federations: its own key, the server's certificate, a key per node.
 
+The server also signs every task with a key of its own, so that a silo that names it in its policy trains for nobody
+else, whoever carries the task.
+
 Keys are readable by their owner alone. Whoever runs a public service takes the certificates of an authority of theirs.
 """
 
@@ -15,7 +18,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 DAYS = 365
@@ -55,6 +58,11 @@ class Folder:
     def server_key(self) -> Path:
         """The server's key; secret."""
         return self.path / "server.key"
+
+    @property
+    def signing_key(self) -> Path:
+        """What the server signs tasks with; secret."""
+        return self.path / "tasks.key"
 
     @property
     def nodes(self) -> Path:
@@ -99,8 +107,31 @@ def make(folder: Folder, *, hosts: Sequence[str], nodes: Sequence[str], days: in
     _write_secret(folder.server_key, _private(server))
     signed = _signed(subject, server, name, key, days=days, extensions=[names, x509.BasicConstraints(False, None)])
     folder.server.write_bytes(_pem(signed))
+    tasks = ed25519.Ed25519PrivateKey.generate()
+    _write_secret(folder.signing_key, _private(tasks))
     for node in nodes:
         add_node(folder, node)
+
+
+def signing_key(path: Path) -> ed25519.Ed25519PrivateKey:
+    """Reads the key that the server signs tasks with.
+
+    Raises:
+        CertificateError: it is missing, readable by others, or of another kind.
+    """
+    require_secret(path)
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except ValueError as error:
+        raise CertificateError(f"{path}: holds no private key; make one with: confide certs") from error
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise CertificateError(f"{path}: not an Ed25519 key, which tasks are signed with")
+    return key
+
+
+def public_hex(path: Path) -> str:
+    """What silos name the server of a signing key by, in their policies."""
+    return signing_key(path).public_key().public_bytes_raw().hex()
 
 
 def add_node(folder: Folder, name: str) -> None:
@@ -195,7 +226,7 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _private(key: ec.EllipticCurvePrivateKey, *, openssh: bool = False) -> bytes:
+def _private(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, *, openssh: bool = False) -> bytes:
     form = serialization.PrivateFormat.OpenSSH if openssh else serialization.PrivateFormat.PKCS8
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 

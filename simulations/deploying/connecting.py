@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from server.book import Book
 from server.link import Link
-from server.post import Post
+from server.post import Answer, Post
 from server.remote import RemoteLink, Terms
 from simulations.data.federation import Federation
+from simulations.deploying.certificates import signing_key
+from simulations.deploying.flower import SIGNING
 from simulations.engines import setup
 from strategies.codec import encode
 from strategies.envelope import Schema
 from strategies.experiment import Engine, Experiment, digest
+from strategies.signing import signed
 from strategies.yaml_text import yaml_of
 
 if TYPE_CHECKING:
@@ -24,8 +30,39 @@ if TYPE_CHECKING:
 BOOK = "federation.json"
 
 
+@dataclass(frozen=True)
+class SignedPost:
+    """A post whose letters say who wrote them.
+
+    Attributes:
+        post: carries them.
+        key: of the server.
+    """
+
+    post: Post
+    key: Ed25519PrivateKey
+
+    def nodes(self) -> Sequence[int]:
+        """The nodes that can be written to now."""
+        return self.post.nodes()
+
+    def send(self, letters: Mapping[int, bytes], *, ttl_s: float) -> Mapping[str, int]:
+        """Signs and sends."""
+        return self.post.send({node: signed(data, self.key) for node, data in letters.items()}, ttl_s=ttl_s)
+
+    def fetch(self, letters: Collection[str]) -> Sequence[Answer]:
+        """Answers so far."""
+        return self.post.fetch(letters)
+
+
 def connect(post: Post) -> Callable[[ActiveRun], Link]:
-    """What `ActiveRun` needs to reach silos through a post."""
+    """What `ActiveRun` needs to reach silos through a post; letters are signed where the server has a key for that.
+
+    Raises:
+        CertificateError: the key cannot be used.
+    """
+    if path := os.environ.get(SIGNING):
+        post = SignedPost(post, signing_key(Path(path)))
 
     def link(active: ActiveRun) -> Link:
         return RemoteLink(post, Book(active.folder / BOOK), terms(active))

@@ -16,6 +16,7 @@ from simulations.deploying.processes import ProcessError, Program, executable, l
 from strategies.schema import ConfigError
 
 READY_S = 60.0
+SIGNING = "CONFIDE_SIGNING_KEY"  # The environment says where the key is: no key is in a run's configuration.
 JOINED = "SuperNode ID:"  # What a SuperNode prints once the SuperLink knows it.
 
 
@@ -80,6 +81,7 @@ class Server:
         fleet: where silos' nodes connect; public.
         control: port on loopback where runs are started; whoever reaches it can have code run on every node.
         certificates: of the server; None for a plain connection, on loopback only.
+        printed: file that takes all it prints; None: one in `home`.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Server:
     fleet: Address
     control: int
     certificates: Folder | None
+    printed: Path | None = None
 
     def __post_init__(self) -> None:
         if self.certificates is None and not self.fleet.loopback:
@@ -97,7 +100,7 @@ class Server:
     @property
     def log(self) -> Path:
         """All that it prints."""
-        return self.home / "superlink.log"
+        return self.printed if self.printed is not None else self.home / "superlink.log"
 
     def start(self) -> Program:
         """Starts it, waits until it answers, and registers the nodes' keys.
@@ -110,7 +113,10 @@ class Server:
                 raise ProcessError(f"{where}: somebody listens there already; choose another port")
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._write_connection()
-        program = Program("flower-superlink", self._command(), log=self.log, environment=environment(self.home))
+        told = environment(self.home)
+        if self.certificates is not None:
+            told |= {SIGNING: str(self.certificates.signing_key.absolute())}
+        program = Program("flower-superlink", self._command(), log=self.log, environment=told)
         try:
             program.until(self._answers, timeout_s=READY_S, what="it answered")
             for key in self._node_keys():
@@ -166,6 +172,7 @@ class Node:
         socket: of the silo's daemon.
         authority: certificate that the server is trusted by; None for a plain connection.
         key: the node's key, or None.
+        printed: file that takes all it prints; None: one in `home`.
     """
 
     home: Path
@@ -174,11 +181,12 @@ class Node:
     socket: str
     authority: Path | None = None
     key: Path | None = None
+    printed: Path | None = None
 
     @property
     def log(self) -> Path:
         """All that it prints."""
-        return self.home / "supernode.log"
+        return self.printed if self.printed is not None else self.home / "supernode.log"
 
     def start(self) -> Program:
         """Starts it; whether the server takes it shows later."""

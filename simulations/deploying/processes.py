@@ -98,6 +98,8 @@ def executable(name: str) -> str:
     Raises:
         ProcessError: not installed.
     """
+    if os.sep in name:
+        return name
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:

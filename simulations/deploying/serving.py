@@ -14,6 +14,7 @@ from server.checkpoint import atomic_write
 from server.loop import RoundResult
 from server.post import Post
 from simulations.commands import FAILED, OK
+from simulations.deploying import public
 from simulations.deploying.connecting import connect
 from simulations.folders import default_folder, reopen
 from simulations.running import ActiveRun, Outcome, train
@@ -75,7 +76,9 @@ def serve(post: Post, settings: Mapping[str, object]) -> None:
 def _run(post: Post, asked: Order) -> Outcome:
     stop = asked.folder / STOP
     stop.unlink(missing_ok=True)
-    with ActiveRun(asked.experiment, asked.folder, resume=asked.resume, connect=connect(post)) as active:
+    here = public.federation(asked.experiment)
+    opened = ActiveRun(asked.experiment, asked.folder, resume=asked.resume, connect=connect(post), federation=here)
+    with opened as active:
         train(active, _say, stop=stop.exists)
         return active.finish()
 

@@ -46,13 +46,16 @@ class FakePost:
             if node not in self.silos:
                 continue
             letter = f"{len(self.sent)}"
-            self.sent.append((node, decode_task(data)))
+            self.note(node, data)
             ids[letter] = node
             delay = self.delays.get(node, 0.0)
             if delay is not None:
                 answer = Answer(letter, self.silos[node](data))
                 self._due += [(self.time.now + delay, answer)] * (2 if self.twice else 1)
         return ids
+
+    def note(self, node: int, data: bytes) -> None:
+        self.sent.append((node, decode_task(data)))
 
     def fetch(self, letters: Collection[str]) -> Sequence[Answer]:
         ready = [answer for at, answer in self._due if at <= self.time.now and answer.letter in letters]
