@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CARRIERS := mnist5k fashion_mnist shakespeare adult schools minilm healthtweets
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test integration mutants bench figures fmt clean
+.PHONY: help .venv demo test integration mutants bench figures proto fmt clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ figures: $(STAMP)  ## run the studies whose pictures the README shows, and put t
 		$(BIN)/confide study $$name --workers $(JOBS) --out runs/figures-$$name || test $$? -eq 1 || exit 1; \
 		cp runs/figures-$$name/*.svg simulations/studies/figures/ || exit 1; \
 	done
+
+proto: $(STAMP)  ## compile the interface of the silo's daemon
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. client/proto/silo.proto
 
 fmt: $(STAMP)  ## format the source and mend what the linter can
 	$(BIN)/ruff format --quiet .

@@ -153,20 +153,16 @@ class SiloHost:
         """Checks, protects, clips and sums updates: the way that all of them leave their silos."""
         strategy, kept = self.strategy, self._kept(instruction)
         out = Contributions(mechanisms, self.channel_sizes, reveals=strategy.reveals, heaviest=strategy.heaviest)
-        sent = kept if self.local is None else {}  # The silo's own noise leaves no number at zero.
         losses: list[float] = []
         spoilt: list[int] = []
         for each in trained:
             group, session, update = each.silos, each.session, each.update
-            # Before any clip, so that no rounding makes a clipped update longer.
-            channels = self.rounding.sent(update.channels, session.state, self.channel_sizes)
-            if self.local is not None:  # The last step on the silo's side: what follows is the server's.
-                channels, broken = self.local.protect(channels, update.weight, group, round_=instruction.round)
-                spoilt += broken
+            channels, broken = self.leaving(each, instruction)
+            spoilt += broken
             refused = crowded(update.channels, kept, group)
             if each.round != instruction.round:
                 refused = dict.fromkeys(group, f"update of round {each.round} came in round {instruction.round}")
-            size = message(self.channel_sizes, sent, self.rounding.values)
+            size = message(self.channel_sizes, self.kept(instruction), self.rounding.values)
             out.add(channels, update.weight, group, size, refused=refused)
             if self.planted is not None and self.personal is not None:
                 self.planted.keep(session.changes, self.personal)
@@ -174,6 +170,22 @@ class SiloHost:
         if self.personal is not None:
             self.personal.forget([failure.silo for failure in out.failures] + spoilt)
         return out.partial(chunk, losses)
+
+    def leaving(self, trained: Trained, instruction: Instruction) -> tuple[dict[str, Tensor], list[int]]:
+        """The vectors as they leave their silos: rounded, then noised where silos do so; and whose were not finite.
+
+        What follows is the server's. Who must forget what they staged is for them alone to know.
+        """
+        update = trained.update
+        # Before any clip, so that no rounding makes a clipped update longer.
+        channels = self.rounding.sent(update.channels, trained.session.state, self.channel_sizes)
+        if self.local is None:
+            return channels, []
+        return self.local.protect(channels, update.weight, trained.silos, round_=instruction.round)
+
+    def kept(self, instruction: Instruction) -> Mapping[str, int]:
+        """How many numbers of a channel travel in answer to an instruction; left out, all do."""
+        return {} if self.local is not None else self._kept(instruction)  # The silo's own noise leaves none at zero.
 
     def _kept(self, instruction: Instruction) -> Mapping[str, int]:
         return self.strategy.kept(self.single.layout, instruction.round, instruction.tier)

@@ -74,14 +74,19 @@ class PersonalStore:
         _fsync_folder(self.folder)  # Before the next round stages anything: its rows must not pass for this round's.
         self.discard()
 
+    @property
+    def committed(self) -> int:
+        """The last round whose vectors are current; 0 for none."""
+        marker = self.folder / "round"
+        return int(marker.read_text()) if marker.exists() else 0
+
     def recover(self, round_: int) -> None:
         """After a restart from the checkpoint of `round_`: finishes that round's commit, drops a later round's rows.
 
         Raises:
             ValueError: the vectors are neither of that round nor of the one before; one of the two is an older copy.
         """
-        marker = self.folder / "round"
-        done = int(marker.read_text()) if marker.exists() else 0
+        done = self.committed
         if done not in (round_, round_ - 1):
             raise ValueError(
                 f"{self.folder}: personal vectors are of round {done}, the checkpoint of round {round_}; "

@@ -76,19 +76,29 @@ class Account:
         neighbours: the relation that the budget is for.
         delta: of the budget.
         budget: epsilon that all runs together may spend.
+        ledger: the data set's, where the account of another unit has opened it already.
 
     Raises:
         LedgerError: the file cannot be used, or holds charges for another relation.
     """
 
     def __init__(
-        self, path: Path, *, run: str, dataset: str, unit: str, neighbours: Neighbours, delta: float, budget: float
+        self,
+        path: Path,
+        *,
+        run: str,
+        dataset: str,
+        unit: str,
+        neighbours: Neighbours,
+        delta: float,
+        budget: float,
+        ledger: Ledger | None = None,
     ) -> None:
         positive(budget=budget)
         open_unit(delta=delta)
         self.run, self.unit, self.neighbours, self.delta, self.budget = run, unit, neighbours, delta, budget
         self._affordable = Spent(Counter(), frozenset(), frozenset())
-        self._ledger = Ledger(path, run=run, dataset=dataset, shared=True)
+        self._ledger = Ledger(path, run=run, dataset=dataset, shared=True) if ledger is None else ledger
         try:
             with self._ledger.locked():
                 self._spent()
@@ -111,10 +121,19 @@ class Account:
         if unit != self.unit:
             return
         with self._ledger.locked():
+            self.require(round_, event)
+            self._ledger.reserve(round_, event, unit=unit, neighbours=neighbours)
+
+    def require(self, round_: int, event: Event) -> None:
+        """Looks at what a round would cost, and charges nothing.
+
+        Raises:
+            BudgetSpent: all runs together would pass the budget.
+        """
+        with self._ledger.locked():
             spent = self._spent()
             if not self._affords(spent, event):
                 raise BudgetSpent(self._refusal(round_, spent, event))
-            self._ledger.reserve(round_, event, unit=unit, neighbours=neighbours)
 
     def settle(self, own: Sequence[Event]) -> None:
         """Charges what this run's own ledger holds and the data set's does not.

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from simulations.commands import BUDGET, FAILED, INTERRUPTED, OK, REFUSED
 from simulations.commands import audit as audit_
+from simulations.commands import certs as certs_
 from simulations.commands import compare as compare_
 from simulations.commands import config as config_
 from simulations.commands import data as data_
@@ -21,6 +22,7 @@ from simulations.commands import doctor as doctor_
 from simulations.commands import epsilon as epsilon_
 from simulations.commands import explain as explain_
 from simulations.commands import init as init_
+from simulations.commands import join as join_
 from simulations.commands import ledger as ledger_
 from simulations.commands import listing as list_
 from simulations.commands import metrics as metrics_
@@ -28,12 +30,15 @@ from simulations.commands import plan as plan_
 from simulations.commands import predict as predict_
 from simulations.commands import report as report_
 from simulations.commands import run as run_
+from simulations.commands import serve as serve_
+from simulations.commands import silo as silo_
 from simulations.commands import study as study_
 from simulations.commands import sweep as sweep_
 
 COMMANDS = (
     *(run_, sweep_, study_, plan_, epsilon_, explain_, audit_, compare_, ledger_, predict_),
     *(report_, metrics_, init_, config_, list_, data_, doctor_),
+    *(certs_, serve_, silo_, join_),
 )
 
 # Named, not imported: most of these modules import torch, and an error can only come from a module that is loaded.
@@ -53,6 +58,11 @@ ERRORS = {
     ("server.loop", "Diverged"): FAILED,
     ("server.turns", "TooSoon"): FAILED,
     ("simulations.engines.pool", "WorkerError"): FAILED,
+    ("server.remote", "Unreachable"): FAILED,
+    ("simulations.deploying.certificates", "CertificateError"): REFUSED,
+    ("simulations.deploying.probing", "Refused"): REFUSED,
+    ("simulations.deploying.processes", "ProcessError"): FAILED,
+    ("simulations.deploying.submitting", "FederationError"): FAILED,
 }
 
 

@@ -78,7 +78,7 @@ def noise_source(experiment: Experiment) -> NoiseSource:
     match experiment.privacy.noise:
         case "simulated":
             return SimulatedNoise(experiment.seed)
-        case "system":
+        case "system" | None:  # An experiment knows which; if one did not, no seed may tell its noise.
             return SystemNoise()
 
 

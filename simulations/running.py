@@ -45,10 +45,14 @@ from strategies.codec import encode
 from strategies.experiment import Experiment, digest
 from strategies.guarded import evaluate_served
 from strategies.loading import load
+from strategies.schema import ConfigError
 from strategies.standardize import Constants, Private
 from strategies.yaml_text import yaml_of
 
 INTERRUPTED = "interrupted"
+UNCONNECTED = (
+    "engine.kind: flower needs a federation of silos; use: confide run --engine flower --federation NAME, or flwr run ."
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class ActiveRun:
         resume: go on in a folder that holds this run.
         plugins: modules imported for it, which worker processes import too.
         table: rows for `data.name: dataset`, read by `client.files.read_dataset`.
+        connect: makes the link to silos on machines of their own, for `engine.kind: flower`.
+        federation: what is known here of their rows; None: the experiment's data, dealt here.
 
     Raises:
         ValueError: the experiment does not fit the data, or the folder cannot be used; one line.
@@ -86,8 +92,12 @@ class ActiveRun:
         resume: bool = False,
         plugins: Sequence[str] = (),
         table: Table | None = None,
+        connect: Callable[[ActiveRun], Link] | None = None,
+        federation: Federation | None = None,
     ) -> None:
-        self.experiment, self.folder = experiment, folder
+        self.experiment, self.folder, self._connect = experiment, folder, connect
+        if experiment.engine.kind == "flower" and connect is None:
+            raise ConfigError([UNCONNECTED])
         self.noise = noise_source(experiment)
         usable(folder, resume=resume)
         with ExitStack() as opened:
@@ -98,7 +108,7 @@ class ActiveRun:
             # The first optimizer of a process imports torch's compiler, a second: set-up, not a part of round 1.
             torch.optim.SGD([torch.zeros(1)], lr=1.0)
             # Everything that a config can get wrong comes before the folder: a refused run leaves nothing behind.
-            prepared = prepare(experiment, table=table)
+            prepared = prepare(experiment, table=table, federation=federation)
             self.federation, self.plan, self.model = prepared.federation, prepared.plan, prepared.model
             self.notes = experiment.task.notes(self.model.shape)
             frozen = frozen_digest(self.model.module)
@@ -213,7 +223,9 @@ class ActiveRun:
         experiment, example, personal = self.experiment, self.plan.example, self.store.personal
         noise = None if example is None else example.noise
         link: Link
-        if experiment.engine.kind == "pool":
+        if self._connect is not None:
+            link = self._connect(self)
+        elif experiment.engine.kind == "pool":
             workers = experiment.engine.workers or os.cpu_count() or 1
             link = PoolLink(
                 experiment, self.federation, personal=personal, workers=workers, plugins=plugins, noise=noise
@@ -301,7 +313,8 @@ class ActiveRun:
     @property
     def records(self) -> bool:
         """Whether private numbers (losses, clip fraction, per-silo accuracies) may be recorded."""
-        return self.exact or self.experiment.metrics.privacy == "research"
+        here = self.exact and self._connect is None  # Silos elsewhere show nothing that they are not asked for by name.
+        return here or self.experiment.metrics.privacy == "research"
 
     @cached_property
     def minority(self) -> frozenset[int]:

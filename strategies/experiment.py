@@ -215,8 +215,10 @@ class Privacy:
     example: ExamplePrivacy | None = key(None, help="example-level differential privacy; null: none")
     local: LocalPrivacy | None = key(None, help="noise of each silo's own, against the server; null: none")
     audit: Audit = key(Audit(), help="the measured epsilon, beside the claimed one")
-    noise: Literal["simulated", "system"] = key(
-        "simulated", help="simulated: from the seed, repeatable; system: noise and cohorts are secret, no run repeats"
+    noise: Literal["simulated", "system"] | None = key(
+        None,
+        help="simulated: from the seed, repeatable; system: noise and cohorts are secret, no run repeats; null: system "
+        "across machines, else simulated",
     )
 
 
@@ -249,15 +251,24 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the work is done; changes no result beyond rounding, and on a GPU what dropout draws."""
+    """Where the work is done; changes no result beyond rounding, and on a GPU what dropout draws.
 
-    kind: Literal["local", "pool"] = key("local", help="this process, or a pool of worker processes")
+    Across machines, which silos answer is up to them and to the network; that does change results.
+    """
+
+    kind: Literal["local", "pool", "flower"] = key(
+        "local", help="this process, a pool of worker processes, or silos on machines of their own"
+    )
     workers: int | None = key(None, at_least=1, help="pool: processes; null: one per core")
     stacked: Literal["auto", "off"] = key("auto", help="train many silos at once where the model allows it")
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", help="of silos trained one by one; auto: a GPU where there is one; stacks stay on the CPU"
     )
     chunk: int | None = key(None, at_least=1, help="silos summed together, whatever the workers; null: chosen")
+    deadline_s: float = key(600.0, above=0, help="flower: seconds that silos have to answer; who is later is left out")
+    quorum: float | None = key(
+        None, above=0, at_most=1, help="flower, without privacy: a round ends once this part of its cohort answered"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +295,10 @@ class Experiment:
         able = [kind for kind in kinds if kind in self.task.kinds]
         if self.data.kind is None and not self.data.named and len(able) == 1:
             object.__setattr__(self, "data", replace(self.data, kind=able[0]))
+        if self.privacy.noise is None:  # Resolved here, so that the digest knows one spelling of each.
+            private = (self.privacy.silo, self.privacy.local, self.privacy.example)
+            secret = self.engine.kind == "flower" and any(section is not None for section in private)
+            object.__setattr__(self, "privacy", replace(self.privacy, noise="system" if secret else "simulated"))
 
 
 def digest(experiment: Experiment) -> str:

@@ -10,7 +10,7 @@ from strategies.codec import build, decode_parts
 from strategies.experiment import Experiment
 from strategies.rules import broken
 from strategies.schema import ConfigError
-from strategies.yaml_text import override, read_yaml
+from strategies.yaml_text import override, read_text, read_yaml
 
 
 def parse(mapping: Mapping[str, Any]) -> Experiment:
@@ -32,7 +32,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: every problem; of the file itself, or of the override texts, before those of keys.
     """
-    mapping = read_yaml(path)
+    return _changed(read_yaml(path), overrides)
+
+
+def load_text(text: str, overrides: Sequence[str] = (), *, where: str) -> Experiment:
+    """Reads YAML that is no file, as `load` does; `where` is its name in messages."""
+    return _changed(read_text(text, where), overrides)
+
+
+def _changed(mapping: Mapping[str, Any], overrides: Sequence[str]) -> Experiment:
     lines: list[str] = []
     for assignment in overrides:
         try:

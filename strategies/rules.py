@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from strategies.clipping import AdaptiveClip, channel_problems
-from strategies.experiment import FILES, Budget, Cohort, Data, Engine, Experiment, Privacy, Train, Wire
+from strategies.experiment import FILES, Budget, Cohort, Data, Experiment, Privacy, Train, Wire
 from strategies.rules_attacks import attack_rules, attacked_rules
 from strategies.rules_audit import alone_rules, audited_rules, planted_rules
+from strategies.rules_engine import apart_rules, engine_rules
 from strategies.rules_example import budget_rules, lengths_rules, numbers_rules, steps_rules
 from strategies.words import spell
 
@@ -224,11 +225,6 @@ def _strategy_rules(strategy: Strategy, privacy: Privacy) -> Iterator[str]:
         )
 
 
-def _engine_rules(engine: Engine) -> Iterator[str]:
-    if engine.kind != "pool" and engine.workers is not None:
-        yield f"engine.workers: found {engine.workers}, but only kind: pool uses it; remove it or use kind: pool"
-
-
 def _wire_rules(wire: Wire, privacy: Privacy) -> Iterator[str]:
     if wire.feedback and wire.values == "float32":
         yield "wire.feedback: found true, but float32 rounds nothing off; use values: float16, or feedback: false"
@@ -261,7 +257,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("budget", "privacy", "data"), budget_rules),
     (("attacks", "rounds"), attack_rules),
     (("attacks", "strategy", "privacy"), attacked_rules),
-    (("engine",), _engine_rules),
+    (("engine", "privacy"), engine_rules),
+    (("engine", "data", "privacy", "attacks"), apart_rules),
     (("wire", "privacy"), _wire_rules),
 )
 

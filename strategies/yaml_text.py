@@ -94,7 +94,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError([f"{where}: cannot be read: {error.strerror or error}"]) from error
     except ValueError as error:
         raise ConfigError([f"{where}: not a UTF-8 text file, save it as UTF-8 YAML"]) from error
-    if len(data) > LARGEST_BYTES:
+    return read_text(text, where)
+
+
+def read_text(text: str, where: str) -> dict[str, Any]:
+    """Reads YAML of plain keys and values; `where` is its name in messages.
+
+    Raises:
+        ConfigError: one line, as for a file.
+    """
+    if len(text) > LARGEST_BYTES:
         raise ConfigError([f"{where}: larger than {LARGEST_BYTES} bytes, an experiment is a page"])
     root = _parse(text, where, _Strict)
     if not isinstance(root, dict):

@@ -942,8 +942,9 @@ MUTANTS = (
     Mutant(
         "updates leave without their local noise",
         "client/host.py",
-        "if self.local is not None:  # The last step",
-        "if False:  # The last step",
+        """        if self.local is None:
+            return channels, []""",
+        "        return channels, []",
     ),
     Mutant(
         "canaries without local noise",
@@ -1290,8 +1291,8 @@ MUTANTS = (
     Mutant(
         "sparse: noised updates counted as sparse",
         "client/host.py",
-        "sent = kept if self.local is None else {}",
-        "sent = kept",
+        "return {} if self.local is not None else self._kept(instruction)",
+        "return self._kept(instruction)",
     ),
     Mutant(
         "sparse: all tiers are asked as the first",
@@ -1542,7 +1543,7 @@ MUTANTS = (
     Mutant(
         "rounding: updates travel as they are",
         "client/host.py",
-        "channels = self.rounding.sent(update.channels, session.state, self.channel_sizes)",
+        "channels = self.rounding.sent(update.channels, trained.session.state, self.channel_sizes)",
         "channels = update.channels",
     ),
     Mutant(

@@ -38,7 +38,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     dataset_argument(parser)
     parser.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in this folder")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run; default: runs/NAME-DATE")
-    parser.add_argument("--engine", choices=("local", "pool"), help="this process, or worker processes")
+    parser.add_argument(
+        "--engine", choices=("local", "pool", "flower"), help="this process, worker processes, or silos elsewhere"
+    )
+    parser.add_argument("--federation", metavar="NAME", default="default", help="flower: which; see confide serve")
     parser.add_argument("--workers", metavar="N", help="pool: processes")
     parser.add_argument("--stacked", choices=("auto", "off"), help="train many silos at once where the model allows")
     parser.add_argument("--seeds", metavar="0..4", help="one run per seed, as 0..4 or 0,3,7, in DIR/seed-K")
@@ -129,6 +132,8 @@ def _train(args: argparse.Namespace, experiment: Experiment, folder: Path, *, re
     from simulations.running import ActiveRun, train
 
     again = _again(args, folder)
+    if experiment.engine.kind == "flower":
+        return _far(args, experiment, folder, again, resume=resume)
     rows = read_rows(args.dataset, experiment)
     try:
         opened = ActiveRun(experiment, folder, resume=resume, plugins=args.plugins, table=rows)
@@ -149,9 +154,24 @@ def _train(args: argparse.Namespace, experiment: Experiment, folder: Path, *, re
     return outcome
 
 
+def _far(args: argparse.Namespace, experiment: Experiment, folder: Path, again: str, *, resume: bool) -> Outcome:
+    """Has a federation train, whose silos are elsewhere; a second signal ends the run there, too."""
+    from simulations.deploying.submitting import Federation, submit
+
+    if args.plugins or args.dataset:
+        raise ConfigError(["--plugin, --dataset: stay in this process; with --engine flower install them at each silo"])
+    with Interrupt() as interrupt, watch(experiment.rounds, quiet=args.quiet) as show:
+        federation = Federation.find(args.federation)
+        outcome = submit(experiment, folder, federation, resume=resume, on_round=show, stop=interrupt.asked)
+    _say_how_it_ended(outcome, again)
+    audit_words.warn(outcome.result["privacy"])
+    return outcome
+
+
 def _again(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with a run."""
     options = [f"--plugin {name}" for name in args.plugins] + ([f"--dataset {args.dataset}"] if args.dataset else [])
+    options += [f"--engine flower --federation {args.federation}"] if args.engine == "flower" else []
     return " ".join([f"confide run --resume {shlex.quote(str(folder))}", *options])
 
 

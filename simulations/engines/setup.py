@@ -77,7 +77,7 @@ def host(
         secret=experiment.privacy.noise == "system",
         planted=_planted(experiment, built),
         local=protection(experiment),
-        rounding=_rounding(experiment),
+        rounding=rounding(experiment),
         device=chosen(experiment.engine.device),
     )
 
@@ -86,13 +86,14 @@ def personal_store(experiment: Experiment, built: Model, folder: Path, *, silos:
     """What silos keep between rounds, audited changes and residuals included; None where that is nothing."""
     size = built.start.numel()
     sizes = dict(experiment.strategy.personal(size))
-    sizes |= _rounding(experiment).personal(experiment.strategy.channels(size))
+    sizes |= rounding(experiment).personal(experiment.strategy.channels(size))
     if experiment.privacy.audit.examples.canaries:
         sizes[CHANGE] = size
     return PersonalStore(folder, silos=silos, sizes=sizes) if sizes else None
 
 
-def _rounding(experiment: Experiment) -> Rounding:
+def rounding(experiment: Experiment) -> Rounding:
+    """What crossing the link does to numbers."""
     return Rounding(experiment.wire.values, feedback=experiment.wire.feedback)
 
 

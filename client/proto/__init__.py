@@ -1,0 +1,1 @@
+"""The interface of the silo's daemon, and its compiled code (`make proto`)."""

@@ -1,0 +1,137 @@
+"""One question to some silos, and their answers: what is not of this question is refused, and counted.
+
+An answer is of anybody until it says the run, experiment, round, attempt and silo of its letter, has the form that was
+asked, and goes on from the ledger that the silo showed before.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from privacy.chain import Head
+from server.post import POLL_S
+from server.roll import Roll
+from strategies.envelope import EnvelopeError, Expected, Reply, Task, decode_reply, encode
+from strategies.wire import Values
+
+LOG = logging.getLogger("confide.server")
+ABSENT, LATE, SPARE = "silo is not connected", "no answer by the deadline", "enough silos had answered"
+LOST, UNREADABLE, OUTSIDE = "relay of the silo failed", "answer cannot be read", "silo did not join again"
+OTHER_RUN, OTHER_ROUND, OTHER_SILO = "answer of another run", "answer of another round", "answer of another silo"
+OLD_LEDGER = "ledger of the silo is an older copy"
+REASONS = (ABSENT, LATE, SPARE, LOST, UNREADABLE, OUTSIDE, OTHER_RUN, OTHER_ROUND, OTHER_SILO, OLD_LEDGER)
+"""Why an answer is not used; beside these there is `refused: CODE`, by `strategies.envelope.CODES`."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Monotonic seconds, and how to wait some: the time of day may jump."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass
+class Exchange:
+    """A question under way.
+
+    Attributes:
+        asks: silo to its task, and to the form of what comes back.
+        roll: of the nodes.
+        knows: whether a silo's ledger goes on from where it was last seen.
+        values: type that numbers travel as.
+        clock: of the deadline.
+        quorum: answers that end it; infinite where all are waited for.
+        replies: that can be used.
+        failures: silo to why its reply cannot.
+    """
+
+    asks: Mapping[int, tuple[Task, Expected]]
+    roll: Roll
+    knows: Callable[[int, Head | None], bool]
+    values: Values
+    clock: Clock
+    quorum: float = math.inf
+    replies: dict[int, Reply] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    _open: dict[str, int] = field(default_factory=dict)
+    _rejoining: dict[int, int] = field(default_factory=dict)
+    _again: set[int] = field(default_factory=set)
+
+    def run(self, limit_s: float) -> None:
+        """Asks all who are there; returns once they answered, or enough did, or the time is up."""
+        deadline = self.clock.now() + limit_s
+        self._send([silo for silo in self.asks if silo in self.roll.node_of], deadline)
+        while self._waits() and self.clock.now() < deadline:
+            self._rejoin(deadline)
+            for answer in self.roll.post.fetch(list(self._open)):
+                silo = self._open.pop(answer.letter, None)  # A second answer to one letter finds nobody waiting.
+                if silo is not None:
+                    self._take(silo, answer.data)
+            if self._waits():
+                self.clock.sleep(POLL_S)
+        self._close()
+
+    def _waits(self) -> bool:
+        return bool(self._open or self._rejoining) and len(self.replies) < self.quorum
+
+    def _rejoin(self, deadline: float) -> None:
+        """Asks those anew that forgot the run and were told it again."""
+        back = [silo for silo in self.roll.hear() if self._rejoining.pop(silo, None) is not None]
+        self._send(back, deadline)
+        for silo, node in list(self._rejoining.items()):
+            if node in self.roll.refused:
+                del self._rejoining[silo]
+                self._fail(silo, OUTSIDE, self.roll.refused[node])
+
+    def _send(self, silos: Iterable[int], deadline: float) -> None:
+        left = max(deadline - self.clock.now(), POLL_S)
+        letters = {
+            self.roll.node_of[silo]: encode(replace(self.asks[silo][0], deadline_s=left), values=self.values)
+            for silo in silos
+        }
+        sent = self.roll.post.send(letters, ttl_s=left) if letters else {}
+        self._open |= {letter: self.roll.silo_of[node] for letter, node in sent.items()}
+
+    def _take(self, silo: int, data: bytes | None) -> None:
+        task, expected = self.asks[silo]
+        try:
+            reply = decode_reply(data, expected) if data is not None else None
+        except EnvelopeError as error:
+            self._fail(silo, UNREADABLE, str(error))
+            return
+        if reply is None:
+            self._fail(silo, LOST, "look at the log of its node")
+        elif reply.code == "unknown_run" and silo not in self._again:  # Once, or one that forgets is asked for ever.
+            self._again.add(silo)
+            self._rejoining[silo] = self.roll.rejoin(silo)
+        elif (problem := self._problem(reply, task, silo)) is not None:
+            self._fail(silo, problem, reply.reason)
+        else:
+            self.replies[silo] = reply
+
+    def _problem(self, reply: Reply, task: Task, silo: int) -> str | None:
+        if reply.status == "refused":
+            return f"refused: {reply.code}"
+        if (reply.run, reply.digest) != (task.run, task.digest):
+            return OTHER_RUN
+        if (reply.round, reply.attempt) != (task.round, task.attempt):
+            return OTHER_ROUND
+        if reply.silo != silo:
+            return OTHER_SILO
+        return None if self.knows(silo, reply.ledger) else OLD_LEDGER
+
+    def _fail(self, silo: int, reason: str, detail: str) -> None:
+        LOG.warning("silo %d: %s%s", silo, reason, f": {detail}" if detail else "")
+        self.failures[silo] = reason
+
+    def _close(self) -> None:
+        """Who has not answered by now is late, or to spare, or was not there."""
+        due = SPARE if len(self.replies) >= self.quorum else LATE
+        asked = self._rejoining.keys() | set(self._open.values())
+        for silo in sorted(self.asks.keys() - self.replies.keys() - self.failures.keys()):
+            self._fail(silo, due if silo in asked else ABSENT, "")

@@ -1,0 +1,64 @@
+"""The post of Flower: letters are messages of a Grid, and travel over gRPC to the nodes of a federation.
+
+All contact of the server with flwr's moving parts is here and in `server.app`. A letter is one opaque array of bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from server.post import Answer
+
+if TYPE_CHECKING:
+    from flwr.app import Message, RecordDict
+    from flwr.serverapp import Grid
+
+NAME, STYPE = "envelope", "confide.envelope"
+MESSAGE = "query.confide"  # What the relay on the other side listens to.
+
+
+def letter(data: bytes) -> RecordDict:
+    """Bytes as Flower carries them: an array of a type that nobody but confide reads."""
+    from flwr.app import Array, ArrayRecord, RecordDict
+
+    return RecordDict({NAME: ArrayRecord({NAME: Array("uint8", (len(data),), STYPE, data)})})
+
+
+def opened(content: RecordDict) -> bytes | None:
+    """The inverse of `letter`; None of a record of any other form."""
+    record = content.array_records.get(NAME)
+    array = record.get(NAME) if record is not None else None
+    if len(content) != 1 or array is None or array.stype != STYPE or not isinstance(array.data, bytes):
+        return None
+    return array.data
+
+
+class GridPost:
+    """Carries letters by a Flower Grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def nodes(self) -> Sequence[int]:
+        """The nodes that are online."""
+        return sorted(self.grid.get_node_ids())
+
+    def send(self, letters: Mapping[int, bytes], *, ttl_s: float) -> Mapping[str, int]:
+        """Sends; see `server.post.Post`."""
+        from flwr.app import Message
+
+        # A list: the grid goes through it twice. Time to live is in whole seconds there, and must outlast ours.
+        messages = [Message(letter(data), node, MESSAGE, ttl=math.ceil(ttl_s) + 1.0) for node, data in letters.items()]
+        sent = list(self.grid.push_messages(messages)) if messages else []
+        return {found: node for found, node in zip(sent, letters) if found}  # None: that node was not to be reached.
+
+    def fetch(self, letters: Collection[str]) -> Sequence[Answer]:
+        """Answers so far. They are told apart by the letter they answer: an error comes from no node of its own."""
+        return [_answer(message) for message in self.grid.pull_messages(list(letters))] if letters else []
+
+
+def _answer(message: Message) -> Answer:
+    data = None if message.has_error() else opened(message.content)
+    return Answer(message.metadata.reply_to_message_id, data)

@@ -1,0 +1,233 @@
+"""The link to silos on machines of their own.
+
+A round asks the silos of its cohort that are there, and ends when all have answered or at the deadline; without privacy
+also when enough have. Updates are clipped here, last, on the decoded vector, as in every engine. Who does not answer is
+counted, and changes neither the divisor nor the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from privacy.chain import Head
+from privacy.mechanism import Mechanism
+from privacy.release import Contributions, Failure, Partial
+from server.book import Book
+from server.exchange import OLD_LEDGER, OTHER_RUN, Clock, Exchange
+from server.link import Request, chunks
+from server.post import POLL_S, Post
+from server.roll import Roll
+from server.store import StoreError
+from strategies.base import Evaluation, Instruction, Split, Strategy
+from strategies.envelope import Expected, Reply, Schema, Task, encode
+from strategies.layout import Layout
+from strategies.traffic import message
+from strategies.wire import Values
+
+CLOSING_S = 15.0
+
+
+class Unreachable(RuntimeError):
+    """No silo takes part; one line."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all silos of a run are told, and how long they are waited for.
+
+    Attributes:
+        strategy: whose channels come back.
+        layout: of the model.
+        digest: of the experiment.
+        experiment: as YAML.
+        schema: of rows.
+        population: silos of the federation.
+        chunk: silos summed together.
+        values: type that numbers travel as.
+        noised: silos noise their own updates, so that no number of them is zero.
+        keeps: silos keep vectors from round to round.
+        deadline_s: for an answer.
+        quorum: part of a cohort whose answers end a round, or None; under privacy it is not used.
+    """
+
+    strategy: Strategy
+    layout: Layout
+    digest: str
+    experiment: str
+    schema: Schema
+    population: int
+    chunk: int
+    values: Values = "float32"
+    noised: bool = False
+    keeps: bool = False
+    deadline_s: float = 600.0
+    quorum: float | None = None
+
+    def expected(self, instruction: Instruction) -> Expected:
+        """The form of an update."""
+        kept = {} if self.noised else self.strategy.kept(self.layout, instruction.round, instruction.tier)
+        return Expected(self.strategy.channels(self.layout.size), kept, self.values)
+
+    def enough(self, cohort: int, mechanisms: Mapping[str, Mechanism]) -> float:
+        """Answers that end a round; infinite under privacy, where who is fast must not decide who counts."""
+        if self.quorum is None or self.noised or any(mechanism.private for mechanism in mechanisms.values()):
+            return math.inf
+        return max(1, math.ceil(self.quorum * cohort))
+
+
+class RemoteLink:
+    """Asks silos through a post; see `server.link.Link`.
+
+    Args:
+        post: carries letters.
+        book: what outlives a restart.
+        terms: of the run.
+        clock: of deadlines.
+    """
+
+    def __init__(self, post: Post, book: Book, terms: Terms, *, clock: Clock = Clock()) -> None:  # noqa: B008  # Frozen.
+        self.book, self.terms, self.population, self._clock = book, terms, terms.population, clock
+        self.roll = Roll(post, self._hello, self._problem, terms.population, clock.now, terms.deadline_s)
+        self._used: set[int] = set()
+        self._heads: dict[int, Head] = {}
+        self._met = False
+
+    def ask(
+        self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
+    ) -> Iterator[Partial]:
+        """Has the silos of a cohort trained that are there; yields their sums, chunk after chunk."""
+        self._meet()
+        self._used, self._heads = set(), {}
+        attempt = self.book.begin(requests[0].instruction.round)  # On the disk first: no attempt is made twice.
+        asks: dict[int, tuple[Task, Expected]] = {}
+        for request in requests:
+            task = replace(self._task(request.instruction), kind="train", attempt=attempt, record=record)
+            expected = self.terms.expected(request.instruction)
+            asks |= {silo: (self._for(silo, task), expected) for silo in request.silos}
+        done = self._exchange(asks, quorum=self.terms.enough(len(asks), mechanisms))
+        for number, (instruction, silos) in enumerate(chunks(requests, self.terms.chunk)):
+            yield self._summed(done, instruction, silos, mechanisms, chunk=number, record=record)
+
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
+        """How those of some silos are served that are there; see `server.link.Link`."""
+        self._meet()
+        task = replace(self._task(instruction), kind="evaluate", split=split, fresh=fresh)
+        done = self._exchange({silo: (self._for(silo, task), Expected({})) for silo in silos})
+        found = [(silo, done.replies[silo].evaluation) for silo in silos if silo in done.replies]
+        held = [(silo, each) for silo, each in found if each is not None]
+        return Evaluation(
+            tuple(silo for silo, _ in held),
+            tuple(each.rows for _, each in held),
+            tuple(_number(each.loss) for _, each in held),
+            tuple(_number(each.score) for _, each in held),
+        )
+
+    def stage(self) -> None:
+        """Notes whose updates the round in flight used; what silos keep of it, they keep themselves."""
+        self.book.stage(self._used, self._heads)
+
+    def commit(self, round_: int) -> None:
+        """The round's checkpoint stands; silos learn it with their next task."""
+        self.book.commit(round_)
+
+    def recover(self, round_: int) -> None:
+        """Goes on from the checkpoint of a round.
+
+        Raises:
+            StoreError: what silos keep is not of that round.
+        """
+        if round_ and self.book.fresh:
+            if self.terms.keeps:
+                raise StoreError(
+                    f"{self.book.path}: is missing, so what silos keep is not of this run; resume with its engine"
+                )
+            self.book.adopt(round_)
+        self.book.recover(round_)
+
+    def close(self) -> None:
+        """Tells the silos that are there which round stands."""
+        task = self._bare()
+        self._exchange({silo: (self._for(silo, task), Expected({})) for silo in self.roll.node_of}, limit_s=CLOSING_S)
+
+    def _exchange(
+        self, asks: Mapping[int, tuple[Task, Expected]], *, quorum: float = math.inf, limit_s: float = math.inf
+    ) -> Exchange:
+        done = Exchange(asks, self.roll, self.book.knows, self.terms.values, self._clock, quorum)
+        done.run(min(limit_s, self.terms.deadline_s))
+        return done
+
+    def _meet(self) -> None:
+        """At first waits for all silos, until the deadline; later only looks who came and who left.
+
+        Raises:
+            Unreachable: nobody is there.
+        """
+        deadline = self._clock.now() + self.terms.deadline_s
+        self.roll.look()
+        self.roll.hear()
+        while not self._met and len(self.roll.node_of) < self.population and self._clock.now() < deadline:
+            self._clock.sleep(POLL_S)
+            self.roll.look()
+            self.roll.hear()
+        if not self._met and not self.roll.node_of:
+            why = "; ".join(sorted(set(self.roll.refused.values()))) or "no node is connected"
+            raise Unreachable(f"no silo takes part after {self.terms.deadline_s:g} s: {why}")
+        self._met = True
+
+    def _summed(
+        self,
+        done: Exchange,
+        instruction: Instruction,
+        silos: Sequence[int],
+        mechanisms: Mapping[str, Mechanism],
+        *,
+        chunk: int,
+        record: bool,
+    ) -> Partial:
+        strategy, expected = self.terms.strategy, self.terms.expected(instruction)
+        out = Contributions(mechanisms, expected.sizes, reveals=strategy.reveals, heaviest=strategy.heaviest)
+        size = message(expected.sizes, expected.kept, expected.values)
+        losses: list[float] = []
+        for silo in silos:
+            reply = done.replies.pop(silo, None)  # Its memory is free again.
+            if reply is None:
+                out.failures.append(Failure(silo, done.failures[silo]))
+                continue
+            if reply.ledger is not None:
+                self._heads[silo] = reply.ledger
+            before = out.arrived
+            out.add(reply.channels, _number(reply.weight), [silo], size)
+            if out.arrived > before:
+                self._used.add(silo)
+            losses += [_number(loss) for loss in reply.losses] if record else []
+        return out.partial(chunk, losses)
+
+    def _task(self, instruction: Instruction) -> Task:
+        """What a tier of silos is asked, but for who they are and what they do."""
+        where = {"round": instruction.round, "tier": instruction.tier}
+        return replace(self._bare("train", **where), vectors=instruction.vectors, kept=instruction.kept)
+
+    def _bare(self, kind: str = "close", **facts: int) -> Task:
+        terms = self.terms
+        return Task(kind=kind, run=self.book.run, digest=terms.digest, deadline_s=terms.deadline_s, **facts)  # type: ignore[arg-type]
+
+    def _for(self, silo: int, task: Task) -> Task:
+        """With the last round that used the silo's update: what it staged in another was of no use to anybody."""
+        return replace(task, committed=self.book.page.used.get(silo, 0))
+
+    def _hello(self) -> bytes:
+        return encode(replace(self._bare(), kind="hello", experiment=self.terms.experiment, schema=self.terms.schema))
+
+    def _problem(self, reply: Reply) -> str | None:
+        if (reply.run, reply.digest) != (self.book.run, self.terms.digest):
+            return OTHER_RUN
+        return None if reply.ledger is None or self.book.knows(reply.silo, reply.ledger) else OLD_LEDGER
+
+
+def _number(value: float | None) -> float:
+    """JSON has no NaN: None stands for it on the way, and NaN is refused by whoever sums."""
+    return math.nan if value is None else value

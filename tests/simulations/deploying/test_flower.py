@@ -1,0 +1,58 @@
+"""How Flower's programs are started, without starting them."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulations.deploying.certificates import Folder
+from simulations.deploying.flower import Address, Server, environment, last_json, quoted
+from simulations.deploying.processes import ProcessError
+from strategies.schema import ConfigError
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9092", "localhost:1", "[::1]:65535", "host.example:80"])
+def test_addresses(text: str) -> None:
+    assert str(Address.of(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "9092", "host", ":1", "host:0", "host:65536", "host:-1", "host:x", "::1:80", "h:１"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ConfigError):
+        Address.of(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.1", False)]
+)
+def test_without_tls_only_this_machine_is_served(tmp_path: Path, host: str, loopback: bool) -> None:
+    if loopback:
+        Server("x", tmp_path, Address(host, 9092), 9093, None)
+        return
+    with pytest.raises(ConfigError, match="needs TLS"):
+        Server("x", tmp_path, Address(host, 9092), 9093, None)
+    Server("x", tmp_path, Address(host, 9092), 9093, Folder(tmp_path))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_strings_are_toml(text: str) -> None:
+    assert tomllib.loads(f"a = {quoted(text)}") == {"a": text}
+
+
+def test_nobody_is_called_and_nothing_is_installed(tmp_path: Path) -> None:
+    told = environment(tmp_path)
+    assert told["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert told["FLWR_DISABLE_UPDATE_CHECK"] == told["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+
+
+def test_json_among_other_words() -> None:
+    assert last_json('Loading\n{"run-id": "7"} done') == {"run-id": "7"}
+    for text in ("", "nothing", "{", "[1]"):
+        with pytest.raises(ProcessError):
+            last_json(text)
