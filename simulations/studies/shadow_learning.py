@@ -69,9 +69,9 @@ def shadow_learning(ask: Ask) -> Findings:
     ask.say(f"data: {carriers.fetch('fashion_mnist')}")
     chosen = {name: each for name, each in methods().items() if not ask.quick or name in QUICK}
     runs = trained(ask, chosen, QUICK_ROUNDS if ask.quick else ROUNDS)
-    left = f"fractions .15 and .40, uneven silos, the shift; rounds: {QUICK_ROUNDS} of {ROUNDS}"
+    left = f"fractions .15 and .40, uneven silos, the shift; rounds: {QUICK_ROUNDS} of {ROUNDS}, too few to see leaks"
     return Findings(
-        criteria=middling(runs) if ask.quick else [*least(runs), *middling(runs), *most(runs), *shift(runs)],
+        criteria=soon(runs) if ask.quick else [*least(runs), *soon(runs), *leaks(runs), *most(runs), *shift(runs)],
         sheets=sheets(chosen, runs),
         figures=figures(runs, len(ask.seeds)),
         rows=rows(chosen, runs, ask.seeds),
@@ -124,18 +124,25 @@ def least(runs: Runs) -> list[Criterion]:
     ]
 
 
-def middling(runs: Runs) -> list[Criterion]:
-    """At .30 a filter leaks, and shadow learning does not."""
-    own, leaking = runs["shadow_30"], runs["filter_30"]
-    early = success(leaking, EARLY)
-    grown = [late / before if before > 0 else math.nan for late, before in zip(success(leaking), early)]
+def soon(runs: Runs) -> list[Criterion]:
+    """At .30 shadow learning keeps the backdoor out, at little cost."""
+    own = runs["shadow_30"]
     lost = [whole - served for whole, served in zip(backbone(own), accuracies(own))]
     return [
         claim("30% malicious: attack success, no defence", 3, success(runs["none_30"]), ">=", 0.95),
-        claim("30% malicious: attack success, filter of one round, never stopped", 4, success(leaking), ">=", 0.3),
-        claim(f"30% malicious: the same over its own in round {EARLY}", 5, grown, ">=", 2.0),
         claim("30% malicious: attack success, shadow learning", 6, success(own), "<=", 0.25),
         claim("30% malicious: accuracy lost to the backbone", 7, lost, "<=", 0.01),
+    ]
+
+
+def leaks(runs: Runs) -> list[Criterion]:
+    """At .30 a filter leaks, the more the longer it runs; each run's growth is its own."""
+    leaking = runs["filter_30"]
+    early = success(leaking, EARLY)
+    grown = [late / before if before > 0 else math.nan for late, before in zip(success(leaking), early)]
+    return [
+        claim("30% malicious: attack success, filter of one round, never stopped", 4, success(leaking), ">=", 0.3),
+        claim(f"30% malicious: the same over its own in round {EARLY}", 5, grown, ">=", 2.0),
     ]
 
 

@@ -16,8 +16,8 @@ COLUMNS = ("accuracy", SUCCESS, "variants", "attackers", "seconds")
 SHIFTED = 100
 DRAWN = {
     "none_30": "no defence",
-    "filter_30": "filter of one round, never stopped",
-    "pooled_30": "filter over 10 rounds, never stopped",
+    "filter_30": "filter of one round",
+    "pooled_30": "filter over 10 rounds",
     "shadow_30": "shadow learning",
 }
 
@@ -114,18 +114,20 @@ def _mean_seconds(cell: Cell, phase: str, learning: bool) -> float:
 
 def figures(runs: Runs, seeds: int) -> list[Figure]:
     """How filters leak; and what a shift of the data does."""
-    told_of = f"small garments, 500 silos, 30% malicious, {seeds} seed{'s' if seeds > 1 else ''}"
-    bands = "; bands are a standard deviation" if seeds > 1 else ""
+    told_of = f"small garments, 30% malicious, {seeds} seed{'s' if seeds > 1 else ''}"
+    bands = "; bands: a deviation" if seeds > 1 else ""
     leaks = [curve(label, runs[name], SUCCESS) for name, label in DRAWN.items() if name in runs]
     y = Axis("attack success rate", low=0.0, high=1.0)
-    drawn = plot("leak", "A backdoor over rounds", told=told_of + bands, curves=leaks, x=Axis("round"), y=y)
+    drawn = plot(
+        "leak", "A backdoor where filters are never stopped", told=told_of + bands, curves=leaks, x=Axis("round"), y=y
+    )
     found = [Figure("shadow_learning_leak", drawn)]
     if "shift_30" not in runs:
         return found
     shifted = [
-        curve("attack success, shadow learning", runs["shift_30"], SUCCESS),
-        curve("attack success, backbone", runs["shift_30"], SUCCESS, variant="backbone"),
-        curve("accuracy, shadow learning", runs["shift_30"], "accuracy"),
+        curve("attack, with a shadow", runs["shift_30"], SUCCESS),
+        curve("attack, backbone", runs["shift_30"], SUCCESS, variant="backbone"),
+        curve("accuracy, with a shadow", runs["shift_30"], "accuracy"),
         curve("accuracy, backbone", runs["shift_30"], "accuracy", variant="backbone"),
     ]
     title, y = f"Images turn by 12 degrees in round {SHIFTED}", Axis("fraction of test rows", low=0.0, high=1.0)
