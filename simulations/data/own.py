@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.columns import Grid, tabulate
+from client.columns import Grid, numeric, tabulate
 from client.errors import DataError, Refused
 from client.examples import Examples, Shards
 from client.files import read_grid, read_npz
@@ -147,6 +147,9 @@ def _csv(path: str, experiment: Experiment, schema: Schema) -> Table:
     for name in grid.cells:
         if name not in columns and name not in extra:
             raise Refused("schema", f"the silo's rows have a column {name!r}, which is none of the experiment's")
+    for name in columns:
+        if name in schema.feature_names and not numeric(grid.cells[name]):
+            raise Refused("schema", f"the silo's column {name!r} holds words where the experiment has numbers")
     words = {data.target: schema.class_names} if schema.kind == "classification" else {}
     if data.group is not None and schema.group_names:
         words[data.group] = schema.group_names
