@@ -2199,6 +2199,88 @@ MUTANTS = (
         'if self.by == "class":',
         "if True:",
     ),
+    Mutant("any run's answer counts", "server/exchange.py", "return OTHER_RUN", "return None"),
+    Mutant("any round's answer counts", "server/exchange.py", "return OTHER_ROUND", "return None"),
+    Mutant("any silo's answer counts", "server/exchange.py", "return OTHER_SILO", "return None"),
+    Mutant(
+        "an older ledger counts",
+        "server/exchange.py",
+        "return None if self.knows(silo, reply.ledger) else OLD_LEDGER",
+        "return None",
+    ),
+    Mutant(
+        "no deadline",
+        "server/exchange.py",
+        "while self._waits() and self.clock.now() < deadline:",
+        "while self._waits():",
+    ),
+    Mutant(
+        "a silo that forgets is asked for ever",
+        "server/exchange.py",
+        'elif reply.code == "unknown_run" and silo not in self._again:',
+        'elif reply.code == "unknown_run":',
+    ),
+    Mutant(
+        "a quorum under privacy",
+        "server/remote.py",
+        "if self.quorum is None or self.noised or any(mechanism.private for mechanism in mechanisms.values()):",
+        "if self.quorum is None:",
+    ),
+    Mutant(
+        "an attempt is made twice",
+        "server/book.py",
+        "self.attempt = self.attempt + 1 if round_ == self.round else 1",
+        "self.attempt = 1",
+    ),
+    Mutant(
+        "attempts are not on the disk",
+        "server/book.py",
+        "self.round = round_\n        self._write()",
+        "self.round = round_",
+    ),
+    Mutant(
+        "a refused update is kept by its silo",
+        "server/remote.py",
+        "if out.arrived > before:",
+        "if True:",
+    ),
+    Mutant(
+        "silos keep what nobody used",
+        "server/remote.py",
+        "return replace(task, committed=self.book.page.used.get(silo, 0))",
+        "return replace(task, committed=self.book.page.round)",
+    ),
+    Mutant(
+        "two nodes for one silo",
+        "server/roll.py",
+        "if problem is None and self.node_of.get(silo, node) != node:",
+        "if False:",
+    ),
+    Mutant(
+        "simulated noise across machines",
+        "strategies/experiment.py",
+        'noise="system" if secret else "simulated"',
+        'noise="simulated"',
+    ),
+    Mutant("keys for all to read", "simulations/deploying/certificates.py", "os.O_EXCL, 0o600)", "os.O_EXCL, 0o644)"),
+    Mutant(
+        "no TLS to the outside",
+        "simulations/deploying/flower.py",
+        "if self.certificates is None and not self.fleet.loopback:",
+        "if False:",
+    ),
+    Mutant(
+        "tasks are not signed",
+        "simulations/deploying/connecting.py",
+        "post = SignedPost(post, signing_key(Path(path)))",
+        "signing_key(Path(path))",
+    ),
+    Mutant(
+        "a program's children are left",
+        "simulations/deploying/processes.py",
+        "while left := self.family():",
+        "while left := []:",
+    ),
 )
 
 
