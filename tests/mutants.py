@@ -2280,6 +2280,7 @@ MUTANTS = (
         "simulations/deploying/processes.py",
         "while left := self.family():",
         "while left := []:",
+    ),
     Mutant(
         "office: the silo's charge left out",
         "client/engagement.py",
