@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CARRIERS := mnist5k fashion_mnist shakespeare adult schools minilm healthtweets
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test integration mutants bench figures proto fmt clean
+.PHONY: help .venv demo deploy-demo test integration mutants bench figures proto fmt clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## a private run in a minute: digits of 400 silos, claimed and measured epsilon
 	$(BIN)/confide run simulations/configs/quickstart.yaml
+
+deploy-demo: $(STAMP)  ## a server and three silos on this machine, over TLS, in two minutes
+	$(BIN)/python -m simulations.deploying.demo
 
 # One thread for each of the parallel workers: more would only take turns on the same cores.
 test integration mutants: export OMP_NUM_THREADS := 1

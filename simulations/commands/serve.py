@@ -48,7 +48,7 @@ def execute(args: argparse.Namespace) -> int:
     with Interrupt() as interrupt, server.start() as program:  # Noted from the start: nothing is left running.
         Federation.find(args.name)
         secure = "TLS and node keys" if server.certificates is not None else "no TLS"
-        print(f"confide: federation {args.name} at {server.fleet} ({secure}); its log: {server.log}", file=sys.stderr)
+        print(f"confide: federation {args.name} at {server.fleet} ({secure}); FLWR_HOME={server.home}", file=sys.stderr)
         if args.config is not None or args.resume is not None:
             return INTERRUPTED if interrupt.asked() else run.execute(args)
         print(f"confide: start runs with: confide run CONFIG --engine flower --federation {args.name}", file=sys.stderr)

@@ -55,14 +55,12 @@ def main(folder: Path) -> int:
     (folder / "socket-bytes.json").write_text(json.dumps({"up": up, "down": down}) + "\n")
     print(summary.describe(outcome.result, folder, public=True))
     sent = outcome.result["communication"]
-    print(
-        f"at the socket    {up:,} bytes up, {down:,} down; updates alone are {sent['bytes_up']:,} and "
-        f"{sent['bytes_down']:,}, the rest is Flower's: code, polls, TLS"
-    )
+    print(f"at the socket     {up:,} bytes up, {down:,} down; of these {sent['bytes_up']:,} and {sent['bytes_down']:,}")
+    print("                  are updates and models, and the rest is Flower's: code, polls, TLS")
     for number in range(SILOS):
         ledgers = sorted((folder / f"silo-{number}" / "ledgers").glob("*.jsonl"))
-        print(f"ledger of silo {number} {', '.join(map(str, ledgers))}")
-    print(f"all stopped      after {time.monotonic() - started:.0f} s")
+        print(f"ledger of silo {number}  {', '.join(map(str, ledgers))}")
+    print(f"all stopped       after {time.monotonic() - started:.0f} s")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from types import TracebackType
 
 PATIENCE_S = 10.0  # From the request to stop to the kill.
 POLL_S = 0.1
+MARKS = "CONFIDE_PROGRAMS"
 
 
 class ProcessError(RuntimeError):
@@ -23,7 +25,9 @@ class ProcessError(RuntimeError):
 
 
 class Program:
-    """A running program in a process group of its own, so that what it starts ends with it.
+    """A running program. What it starts ends with it, also what went into a session or a process group of its own.
+
+    All of it carries a mark in its environment, which is how it is found.
 
     Args:
         name: for messages.
@@ -33,7 +37,8 @@ class Program:
     """
 
     def __init__(self, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
-        self.name, self.log = name, log
+        self.name, self.log, self._mark = name, log, secrets.token_hex(8)
+        marks = ",".join(filter(None, (os.environ.get(MARKS), self._mark)))  # Also those of whoever started us.
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as out:
             self._process = subprocess.Popen(
@@ -41,7 +46,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, MARKS: marks},
                 start_new_session=True,
             )
 
@@ -55,7 +60,7 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Its process, and its group."""
+        """Its process."""
         return self._process.pid
 
     @property
@@ -81,15 +86,34 @@ class Program:
         """All that it printed so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def family(self) -> list[int]:
+        """The processes that it and those it started are; those that are dead and not yet buried are left out."""
+        return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if self._mark in _marks(entry)]
+
     def stop(self) -> None:
-        """Asks it to end, waits, then ends what is left of its group."""
+        """Asks it to end, waits, then ends what is left of its family."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(PATIENCE_S)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # A group outlives its leader.
+        while left := self.family():  # One may start another while it is looked for.
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(POLL_S)
         self._process.wait()
+
+
+def _marks(entry: Path) -> list[str]:
+    """The marks of a process, by its folder in /proc; none of one that is gone, dead, or another user's."""
+    try:
+        if (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return []
+        environment = (entry / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    start = f"{MARKS}=".encode()
+    return next((found[len(start) :].decode().split(",") for found in environment if found.startswith(start)), [])
 
 
 def executable(name: str) -> str:

@@ -42,18 +42,27 @@ class Running:
     """A federation that runs.
 
     Attributes:
-        federation: for `submit`.
+        server: how its SuperLink was started.
         meter: of the bytes between nodes and server.
+        superlink: the SuperLink.
         silos: the silos' daemons.
-        nodes: their nodes.
-        server: the SuperLink.
+        sockets: theirs.
+        files: of certificates and keys, or None.
+        nodes: the silos' nodes.
     """
 
-    federation: Federation
+    server: Server
     meter: Meter
-    server: Program
-    silos: list[Program] = field(default_factory=list)
+    superlink: Program
+    silos: list[Program]
+    sockets: Sequence[Path]
+    files: certificates.Folder | None
     nodes: list[Program] = field(default_factory=list)
+
+    @property
+    def federation(self) -> Federation:
+        """For `submit`."""
+        return Federation(self.server.name, self.server.home)
 
 
 @contextmanager
@@ -69,16 +78,15 @@ def running(stage: Stage, name: str = "rehearsal") -> Iterator[Running]:
         # Sockets have short names, and keys do not outlive the rehearsal.
         temporary = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="confide-")))
         files = _certificates(temporary, count) if stage.secure else None
+        sockets = [temporary / f"{number}.sock" for number in range(count)]
+        silos = [opened.enter_context(silo(stage, number, socket, files)) for number, socket in enumerate(sockets)]
         fleet, control, *ports = free_ports(2 + count)
         server = Server(
             name, temporary / "server", Address("127.0.0.1", fleet), control, files, printed=stage.folder / "server.log"
         )
         started = opened.enter_context(server.start())
         meter = opened.enter_context(Meter(server.fleet))
-        found = Running(Federation(name, server.home), meter, started)
-        sockets = [temporary / f"{number}.sock" for number in range(count)]
-        for number, socket in enumerate(sockets):
-            found.silos.append(opened.enter_context(silo(stage, number, socket, files)))
+        found = Running(server, meter, started, silos, sockets, files)
         for number, socket in enumerate(sockets):
             found.silos[number].until(lambda path=socket: _answers(path), timeout_s=READY_S, what="it answered")  # type: ignore[misc]
             node = _node(stage, number, socket, files, meter, ports[number], temporary)
@@ -96,7 +104,7 @@ def silo(stage: Stage, number: int, socket: Path, files: certificates.Folder | N
     policy = home / "policy.yaml"
     policy.write_text(f"{stage.policies[number].rstrip()}\nserver_keys: {keys}\n")
     command = [sys.executable, "-m", "simulations", "silo", "--data", stage.data[number], "--number", str(number)]
-    command += ["--policy", str(policy), "--socket", str(socket), "--home", str(home)]
+    command += ["--policy", str(policy), "--socket", str(socket), "--folder", str(home)]
     there = {"PYTHONPATH": f"{BUNDLE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
     return Program(f"silo {number}", command, log=stage.folder / f"silo-{number}.log", environment=there)
 

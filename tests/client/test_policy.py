@@ -50,3 +50,9 @@ def test_a_mistake_is_a_line_that_names_the_file(text: str, reason: str, tmp_pat
     [line] = read(tmp_path, text)
     assert line.startswith(str(tmp_path / "policy.yaml"))
     assert reason in line
+
+
+def test_the_policy_to_copy_is_one() -> None:
+    policy = read_policy(Path(__file__).resolve().parents[2] / "deploy" / "policy.yaml")
+    assert policy.example is not None
+    assert not policy.dry_run

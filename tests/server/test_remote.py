@@ -292,6 +292,31 @@ def test_silos_learn_the_last_round_that_used_their_update(tmp_path: Path) -> No
     assert told == {10: 2, 11: 1, 12: 2}
 
 
+def test_a_refused_update_does_not_stand_at_its_silo(tmp_path: Path) -> None:
+    """Silo 1's update of round 2 is not finite: the sum leaves it out, so its silo must forget that round."""
+    bad = torch.full((SIZE,), math.inf)
+    spoilt = silo(
+        1, adds(1), wrong=lambda reply: replace(reply, channels={"delta": bad}) if reply.round == 2 else reply
+    )
+    link, post, _ = federation(tmp_path, s1=spoilt)
+    link.recover(0)
+    for round_ in (1, 2, 3):
+        ask(link, round_=round_)
+        link.stage()
+        link.commit(round_)
+    told = {node: task.committed for node, task in post.asked("train") if task.round == 3}
+    assert told == {10: 2, 11: 1, 12: 2}
+
+
+def test_a_server_killed_while_it_waits_makes_no_attempt_twice(tmp_path: Path) -> None:
+    """Nothing but the asking itself wrote anything down."""
+    for attempt in (1, 2, 3):
+        link, post, _ = federation(tmp_path)
+        link.recover(0)
+        ask(link)
+        assert {task.attempt for _, task in post.asked("train")} == {attempt}
+
+
 def test_a_restart_begins_the_round_anew_as_another_attempt(tmp_path: Path) -> None:
     link, _, _ = federation(tmp_path)
     link.recover(0)

@@ -437,18 +437,26 @@ def test_two_processes_cannot_share_a_folder(make: Make, tmp_path: Path) -> None
         office(tmp_path / "silo", policy())
 
 
-def test_an_answer_that_cannot_be_logged_does_not_leave(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, silo = experiment(), make()
-    silo.handle(hello(run))
+class Full:
+    """A file on a disk that is full."""
 
-    def full(number: int) -> None:
+    def write(self, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
+    def close(self) -> None: ...
+
+
+def test_an_answer_that_cannot_be_logged_does_not_leave(
+    make: Make, monkeypatch: pytest.MonkeyPatch, trained: list[int]
+) -> None:
+    run, silo = experiment(), make()
+    silo.handle(hello(run))
     with monkeypatch.context() as patch:
-        patch.setattr("client.audit_log.os.fsync", full)
+        patch.setattr(silo._log, "_file", Full())
         answer = said(silo.handle(asked(run)))
-    assert answer.code == "ledger"
-    assert answer.channels == {}
+        assert (answer.code, answer.channels) == ("ledger", {})
+    assert said(silo.handle(asked(run)), run).status == "ok"  # The answer was kept, and can be logged now.
+    assert trained == [1]
 
 
 def test_whatever_bytes_come_the_answer_is_a_refusal_in_words(tmp_path: Path) -> None:

@@ -274,6 +274,15 @@ def test_a_blob_that_asks_for_more_than_it_brings_takes_no_memory(blob: dict[str
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(("shape", "kept", "bytes_"), [([2], 2, 8), ([1], 0, 8), ([1], 2, 8), ([1], 1, 9), ([], 1, 16)])
+def test_bytes_that_are_not_those_of_a_shape_are_refused(shape: list[int], kept: int, bytes_: int) -> None:
+    """Two numbers in 8 bytes; one that does not travel; two of one; an odd byte; a number too many."""
+    blob = {"bytes": bytes_, "kept": kept, "name": "a", "shape": shape, "type": "float64"}
+    data = rewritten(encode(replace(TRAIN, vectors={}, kept={})), blobs=[blob]) + b"\0" * bytes_
+    with pytest.raises(EnvelopeError, match="which its shape does not"):
+        decode_task(data)
+
+
 def test_a_million_tiny_vectors_are_refused_by_the_length_of_the_header() -> None:
     data = bytearray(encode(HELLO))
     data[8:12] = (2**31).to_bytes(4, "little")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from simulations.deploying.processes import ProcessError, Program, executable, f
 
 PARENT = """
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+sleep = "import time; time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True)
 print(child.pid, flush=True)
 child.wait()
 """
@@ -32,10 +32,9 @@ def test_a_program_takes_what_it_started_with_it(tmp_path: Path) -> None:
         program.until(lambda: program.printed().strip() != "", timeout_s=30, what="it printed")
         child = int(program.printed())
         assert alive(child)
+        assert set(program.family()) == {program.pid, child}
     assert program.ended is not None
-    deadline = time.monotonic() + 10
-    while alive(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert program.family() == []
     assert not alive(child)
 
 

@@ -162,7 +162,7 @@ def test_silos_that_name_their_server_train_for_nobody_else(tmp_path: Path, monk
     with pytest.raises(Unreachable, match="signature"):
         serve(Unsigned.of(federation(tmp_path, named)), settings(tmp_path, f"{BARE}\nengine.deadline_s=0.2"))
     monkeypatch.setenv(SIGNING, str(Folder(tmp_path / "ours").signing_key))
-    serve(Unsigned.of(federation(tmp_path, named)), settings(tmp_path / "again", BARE))
+    serve(Unsigned.of(federation(tmp_path / "again", named)), settings(tmp_path / "again", BARE))
     assert result(tmp_path / "again" / "run")["updates"]["arrived"] == 3 * SILOS
 
 
