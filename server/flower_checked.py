@@ -59,7 +59,7 @@ class Checked(Strategy):
         self.ledger = RoundLedger(Path(ledger), run=secrets.token_hex(8), event=event)
         self.reasons: Counter[str] = Counter()
         """Why replies were refused, and how often."""
-        self._sent = ArrayRecord()
+        self._model = ArrayRecord()
         self._asked: Asked | None = None
         self._evaluated: Asked | None = None
 
@@ -68,7 +68,8 @@ class Checked(Strategy):
     ) -> Iterable[Message]:
         """The strategy's messages, once the round is in the ledger."""
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        self._sent = ArrayRecord(dict(arrays.items()))
+        if not self._model:  # Later ones are means: Flower makes those of whole numbers doubles, and silos do not.
+            self._model = ArrayRecord(dict(arrays.items()))
         self._asked = _asked(server_round, messages)
         self.ledger.reserve(server_round)
         return messages
@@ -77,7 +78,7 @@ class Checked(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """What the strategy makes of the replies that can be used, and how many those are."""
-        good, refused = self._checked(server_round, self._asked, replies, self._sent)
+        good, refused = self._checked(server_round, self._asked, replies, self._model)
         self._asked = None
         arrays, metrics = self.strategy.aggregate_train(server_round, good)
         self.ledger.commit()

@@ -194,7 +194,7 @@ def test_clips_and_seeded_noise_and_cohorts_are_those_of_the_local_engine(tmp_pa
     torch.testing.assert_close(vector_of(result.arrays), expected, rtol=0, atol=1e-6)
     places = sorted(NODES)
     asked = [[places[silo] for silo in PoissonCohort(0.5, SILOS).draw(0, round_)] for round_ in (1, 2, 3)]
-    assert [message.metadata.dst_node_id for message in grid.pushed] == sum(asked, [])
+    assert [message.metadata.dst_node_id for message in grid.pushed] == [node for cohort in asked for node in cohort]
 
 
 def test_messages_of_flasc_are_as_short_as_the_wire_says(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ HOSTILE: Mapping[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
     "negative": (about(weight=-1.0), "weight is not in [0, 1]"),
     "no weight": (about(weight="1"), "weight is not a number"),
     "weight NaN": (about(weight=math.nan), "weight is not in [0, 1]"),
-    "more records": (lambda content: RecordDict({**content, "x": MetricRecord()}), "reply has not the records of an update"),
+    "more": (lambda content: RecordDict({**content, "x": MetricRecord()}), "reply has not the records of an update"),
     "nothing": (lambda content: RecordDict(), "reply has not the records of an update"),
 }  # fmt: skip
 
