@@ -24,7 +24,7 @@ from server.flower_rounds import Asked, RoundLedger
 from server.flower_strategy import FlowerStrategy
 from strategies.base import MOST_ROWS
 
-LOG = logging.getLogger("confide.server")
+LOG = logging.getLogger("flwr")  # Where a user of Flower looks.
 
 
 class Checked(Strategy):

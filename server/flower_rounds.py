@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flwr.app import Message
     from flwr.serverapp import Grid
 
-LOG = logging.getLogger("confide.server")
+LOG = logging.getLogger("flwr")  # Where a user of Flower looks.
 UNIT = "silo"
 DATASET = "flower"  # Rows are at the nodes, and nobody tells a fingerprint of them.
 POLL_S = 1.0

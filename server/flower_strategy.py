@@ -36,7 +36,7 @@ from strategies.layout import Layout
 from strategies.schema import ConfigError
 from strategies.traffic import message
 
-LOG = logging.getLogger("confide.server")
+LOG = logging.getLogger("flwr")  # Where a user of Flower looks.
 
 
 class FlowerStrategy(FlowerBase):
