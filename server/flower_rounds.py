@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,7 @@ class Roster:
         here = set(grid.get_node_ids()) if self.nodes else self._wait(grid)
         coming = iter(sorted(here - set(self.nodes)))
         if not self.nodes:
-            self.nodes = [node for node, _ in zip(coming, range(self.places))]
+            self.nodes = list(islice(coming, self.places))
         elif not self.keep:
             self.nodes = [node if node in here else next(coming, node) for node in self.nodes]
         left = list(coming)
