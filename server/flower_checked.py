@@ -23,6 +23,7 @@ from server.flower_replies import checked
 from server.flower_rounds import Asked, RoundLedger
 from server.flower_strategy import FlowerStrategy
 from strategies.base import MOST_ROWS
+from strategies.flower_records import NUMPY
 
 LOG = logging.getLogger("flwr")  # Where a user of Flower looks.
 
@@ -69,7 +70,7 @@ class Checked(Strategy):
         """The strategy's messages, once the round is in the ledger."""
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         if not self._model:  # Later ones are means: Flower makes those of whole numbers doubles, and silos do not.
-            self._model = ArrayRecord(dict(arrays.items()))
+            self._model = _plain(arrays)
         self._asked = _asked(server_round, messages)
         self.ledger.reserve(server_round)
         return messages
@@ -120,8 +121,15 @@ class Checked(Strategy):
 
 def _asked(round_: int, messages: list[Message]) -> Asked:
     """Silos are told apart by their nodes."""
-    nodes = sorted({message.metadata.dst_node_id for message in messages})
-    return Asked(round_, messages, [nodes.index(message.metadata.dst_node_id) for message in messages])
+    nodes = {node: place for place, node in enumerate(sorted({each.metadata.dst_node_id for each in messages}))}
+    return Asked(round_, messages, [nodes[message.metadata.dst_node_id] for message in messages])
+
+
+def _plain(arrays: ArrayRecord) -> ArrayRecord:
+    for name, array in arrays.items():
+        if array.stype != NUMPY:
+            raise ValueError(f"initial_arrays: {name!r} is of type {array.stype!r}; replies are checked as {NUMPY}")
+    return ArrayRecord(dict(arrays.items()))
 
 
 def _counted(metrics: MetricRecord | None, good: list[Message], refused: Counter[str]) -> MetricRecord:

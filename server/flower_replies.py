@@ -56,8 +56,8 @@ def checked(
             good[silo] = reply
     # Nobody said which metrics there are; but Flower refuses the whole round where two replies differ in them.
     forms = {silo: _form(reply.content) for silo, reply in good.items()}
-    usual = max(forms.values(), key=lambda form: Counter(forms.values())[form], default=())
-    kept = [reply for silo, reply in good.items() if forms[silo] == usual]
+    usual = [form for form, _ in Counter(forms.values()).most_common(1)]
+    kept = [reply for silo, reply in good.items() if forms[silo] in usual]
     reasons["metrics are not named as those of most replies"] += len(good) - len(kept)
     return kept, +reasons
 

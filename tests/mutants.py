@@ -2283,7 +2283,7 @@ MUTANTS = (
         "if not all(abs(number) < 1e300 and math.isfinite(number) for number in numbers):",
         "if False:",
     ),
-    Mutant("flower metrics of one silo stop all", "server/flower_replies.py", "if forms[silo] == usual]", "if True]"),
+    Mutant("flower metrics of one silo stop all", "server/flower_replies.py", "if forms[silo] in usual]", "if True]"),
     Mutant(
         "flower round of its own strategies that nobody paid",
         "server/flower_checked.py",

@@ -251,6 +251,12 @@ def test_the_weight_is_the_strategys_own_metric_and_limit(tmp_path: Path) -> Non
     assert chosen.reasons == {"weight is not in (0, 10]": 1}
 
 
+def test_arrays_of_another_kind_than_numpys_are_refused(tmp_path: Path) -> None:
+    chosen = checked(tmp_path)
+    with pytest.raises(ValueError, match="initial_arrays: 'weight' is of type 'own'"):
+        chosen.start(FakeGrid(GOOD), ArrayRecord({"weight": Array("float32", (1,), "own", b"")}), num_rounds=1)
+
+
 def test_ours_are_not_wrapped_and_limits_are_numbers(tmp_path: Path) -> None:
     ours = FlowerStrategy(OurFedAvg(), silos=2, ledger=tmp_path / "ours.jsonl")
     with pytest.raises(ValueError, match="strategy: FlowerStrategy checks replies itself"):

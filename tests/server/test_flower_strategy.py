@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from client.host import SiloHost
 from privacy import streams
 from privacy.accountant import upper_epsilon
 from privacy.chain import load
-from privacy.events import Gaussian, Poisson, Repeated, Sampled
+from privacy.events import Capped, FixedSize, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import LedgerError
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise
@@ -37,9 +38,11 @@ from strategies.experiment import Train
 from strategies.fedavg import FedAvg
 from strategies.flasc import FLASC, Tier
 from strategies.flower_records import TERMS, UPDATE, arrays_of, trainable, vector_of
+from strategies.flower_silo import misfit
 from strategies.layout import Layout
 from strategies.pruning import Pruning
-from strategies.robust import Krum, Median
+from strategies.registry import STRATEGIES
+from strategies.robust import Krum
 from strategies.schema import ConfigError
 from strategies.tasks import Shape, initial
 from strategies.tasks.dense import MLP
@@ -177,9 +180,13 @@ def test_fedavg_with_everybody_is_flowers_own_with_equal_weights(tmp_path: Path)
     assert float(distance) <= 1e-6 < 1e-2 < float(moved)
 
 
-@pytest.mark.parametrize(
-    "inner", [FLASC(density_down=0.5, density_up=0.2), FedAvg(), Median(), Krum(malicious=0.0)], ids=str
-)
+def fitting() -> list[Strategy]:
+    """Every registered strategy that fits; of 4 silos Krum bears no hostile one."""
+    found = [cls() for cls in STRATEGIES.values() if misfit(cls()) is None]
+    return [replace(each, malicious=0.0) if isinstance(each, Krum) else each for each in found]
+
+
+@pytest.mark.parametrize("inner", [FLASC(density_down=0.5, density_up=0.2), *fitting()], ids=lambda inner: inner.name)
 def test_a_strategy_through_flower_is_that_of_the_local_engine(inner: Strategy, tmp_path: Path) -> None:
     found = vector_of(play(strategy(tmp_path, inner), FakeGrid(silos())).arrays)
     torch.testing.assert_close(found, engine(inner, ExactSum(), rounds=3), rtol=0, atol=1e-6)
@@ -229,6 +236,17 @@ def test_a_cohort_by_chance_is_priced_as_one_and_secret_with_noise_that_nobody_c
     chosen.close()
     assert set(charged(tmp_path)) == {Sampled(Poisson(0.5), Gaussian(2.0))}
     assert cohorts != [PoissonCohort(0.5, SILOS).draw(0, round_) for round_ in range(1, 41)]
+
+
+def test_cohorts_of_a_fixed_size_and_with_a_cap_are_priced_as_such(tmp_path: Path) -> None:
+    private = {"clip_norm": 1.0, "noise_multiplier": 2.0, "delta": 1e-3}
+    fixed = strategy(tmp_path / "fixed", size=2, neighbours="replace", **private)
+    assert fixed.rounds.event == Sampled(FixedSize(2, SILOS), Gaussian(2.0))
+    capped = strategy(tmp_path / "capped", rate=0.5, cap=2, **private)
+    assert capped.rounds.event == Sampled(Capped(0.5, 2, SILOS), Gaussian(2.0))
+    grid = FakeGrid(silos())
+    play(fixed, grid)
+    assert len(grid.pushed) == 2 * 3
 
 
 def test_a_round_is_in_the_ledger_before_a_message_is_pushed(tmp_path: Path) -> None:
