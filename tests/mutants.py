@@ -140,6 +140,137 @@ MUTANTS = (
         "round_ % self.sampler.separation == 0",
     ),
     Mutant(
+        "flower round that nobody paid",
+        "server/flower_strategy.py",
+        "            self.ledger.reserve(server_round)  # Paid before anything leaves, so a crash overcounts.",
+        "            pass",
+    ),
+    Mutant(
+        "flower cohorts from the seed under secret noise",
+        "server/flower_strategy.py",
+        "secret = private and self.rounds.noise.secret",
+        "secret = False",
+    ),
+    Mutant(
+        "flower evaluation that privacy does not cover",
+        "server/flower_strategy.py",
+        'metrics == "research" or not self.rounds.private',
+        "True",
+    ),
+    Mutant("flower round asked twice", "server/flower_strategy.py", "if not round_ > self.round:", "if False:"),
+    Mutant("flower model of anybody", "server/flower_strategy.py", "elif not _same(", "elif False and not _same("),
+    Mutant(
+        "flower updates of any weight",
+        "server/flower_strategy.py",
+        "sizes, reveals=strategy.reveals, heaviest=strategy.heaviest)",
+        "sizes, reveals=strategy.reveals)",
+    ),
+    Mutant(
+        "flower noise off",
+        "server/flower_settings.py",
+        "if clip_norm is not None and noise_multiplier is not None:",
+        "if False:",
+    ),
+    Mutant(
+        "flower rules not asked", "server/flower_settings.py", "problems = [*rules.problems(found), ", "problems = ["
+    ),
+    Mutant(
+        "flower single updates under privacy",
+        "server/flower_settings.py",
+        "if private and strategy.reveals:",
+        "if False:",
+    ),
+    Mutant(
+        "flower budget ignored",
+        "server/flower_rounds.py",
+        "if self.budget is not None and not after <= self.budget:",
+        "if False:",
+    ),
+    Mutant(
+        "flower rounds of several prices added up",
+        "server/flower_rounds.py",
+        "if any(entry.event != self.event or entry.neighbours != self.neighbours for entry in entries):",
+        "if False:",
+    ),
+    Mutant("flower noise drawn again", "server/flower_rounds.py", "if entries and fresh:", "if False:"),
+    Mutant(
+        "flower places taken from a strategy that remembers", "server/flower_rounds.py", "elif not self.keep:", "else:"
+    ),
+    Mutant(
+        "flower reply to a message without id",
+        "server/flower_rounds.py",
+        "            if message.metadata.message_id\n",
+        "            if True\n",
+    ),
+    Mutant("flower reply of another node", "server/flower_rounds.py", " or reply.metadata.src_node_id != node:", ":"),
+    Mutant("flower silo counts twice", "server/flower_replies.py", "if silo in good:", "if False:"),
+    Mutant("flower weight of any size", "server/flower_replies.py", "if not 0 < found <= heaviest:", "if found <= 0:"),
+    Mutant(
+        "flower array that is not finite",
+        "server/flower_replies.py",
+        "if not bool(np.isfinite(value).all()):",
+        "if False:",
+    ),
+    Mutant(
+        "flower array of another shape inside",
+        "server/flower_replies.py",
+        "if (head[0], head[2]) != (shape, dtype) or len(array.data)",
+        "if len(array.data)",
+    ),
+    Mutant(
+        "flower metric that is not finite",
+        "server/flower_replies.py",
+        "if not all(abs(number) < 1e300 and math.isfinite(number) for number in numbers):",
+        "if False:",
+    ),
+    Mutant("flower metrics of one silo stop all", "server/flower_replies.py", "if forms[silo] in usual]", "if True]"),
+    Mutant(
+        "flower round of its own strategies that nobody paid",
+        "server/flower_checked.py",
+        "        self.ledger.reserve(server_round)\n",
+        "",
+    ),
+    Mutant(
+        "flower update of an old round",
+        "strategies/flower_records.py",
+        'or type(about["round"]) is not int or about["round"] != round_:',
+        ":",
+    ),
+    Mutant(
+        "flower update of another run",
+        "strategies/flower_records.py",
+        'if about["run"] != run or ',
+        "if ",
+    ),
+    Mutant(
+        "flower vector of another form",
+        "strategies/flower_records.py",
+        'if (array.stype, array.dtype, tuple(array.shape)) != (STYPE, "float32", (size,)):',
+        "if False:",
+    ),
+    Mutant(
+        "flower strategy that changes gradients",
+        "strategies/flower_silo.py",
+        "if correct is not None or penalty is not None or reweight is not None:",
+        "if False:",
+    ),
+    Mutant(
+        "flower later rounds not tried", "strategies/flower_silo.py", "ROUNDS = (1, 2, 100, 1_000_000)", "ROUNDS = (1,)"
+    ),
+    Mutant(
+        "flower tiers by nodes without numbers",
+        "strategies/flower_silo.py",
+        "if any(strategy.tier(silo) for silo in range(1000)):",
+        "if False:",
+    ),
+    Mutant("flower client with another model", "strategies/flower_silo.py", "if theirs == ours:", "if True:"),
+    Mutant(
+        "flower client starts where it was",
+        "client/flower_client.py",
+        "        layout.load(module, start)\n",
+        "",
+    ),
+    Mutant(
         "turns: one silo more moves the others",
         "server/sampler.py",
         'streams.derive(seed, "groups")',
