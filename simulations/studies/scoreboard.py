@@ -107,11 +107,12 @@ def criteria(board: Board) -> list[Criterion]:
     def success(defence: str) -> list[float]:
         return [each.success for each in board[Place("alike", defence, "patch", USUAL)]]
 
-    spoiled = [each.accuracy for each in board[Place("alike", "none", "inner product", USUAL)]]
+    most = max(place.fraction for place in board)
+    spoiled = [each.accuracy for each in board[Place("alike", "none", "inner product", most)]]
     planted, guarded = success("none"), success("shadow learning")
     lost = [each.accuracy for scores in board.values() for each in scores]
     claim, at = "shadow_learning.scoreboard", f"{USUAL:g} malicious"
-    return [
+    found = [
         Criterion(
             name=f"success of the patch, no defence, {at}",
             spec_id=claim,
@@ -128,15 +129,20 @@ def criteria(board: Board) -> list[Criterion]:
             relation="<=",
             spread=spread(guarded),
         ),
+        Criterion(name="runs without a number", spec_id=claim, measured=_missing(lost), threshold=0.0, relation="<="),
+    ]
+    if most == USUAL:  # So few spoil little.
+        return found
+    return [
+        *found,
         Criterion(
-            name=f"accuracy under inner product, no defence, {at}",
+            name=f"accuracy under inner product, no defence, {most:g} malicious",
             spec_id=claim,
             measured=mean(spoiled),
-            threshold=0.72,
+            threshold=0.5,
             relation="<=",
             spread=spread(spoiled),
         ),
-        Criterion(name="runs without a number", spec_id=claim, measured=_missing(lost), threshold=0.0, relation="<="),
     ]
 
 
