@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from simulations.report.markup import Html, Value, element
 
-WIDTH, LEFT, TOP = 560, 162, 76
+WIDTH, LEFT, TOP = 560, 172, 76
 ROW = 22
 STEPS = 8
 
