@@ -57,8 +57,8 @@ bench: $(STAMP)  ## how fast rounds are, against a plain PyTorch loop
 	$(BIN)/python -m simulations.benchmarks.engine $(ARGS)
 
 figures: export OMP_NUM_THREADS := 1
-figures: $(STAMP)  ## run the studies whose pictures the README shows, and put those in their place (two hours)
-	@for name in flasc mr_mtl mean_estimation shadow_learning; do \
+figures: $(STAMP)  ## run the studies whose pictures the README shows, and put those in their place (three hours)
+	@for name in flasc mr_mtl mean_estimation bounded_group_loss shadow_learning scoreboard; do \
 		$(BIN)/confide study $$name --workers $(JOBS) --out runs/figures-$$name || test $$? -eq 1 || exit 1; \
 		cp runs/figures-$$name/*.svg simulations/studies/figures/ || exit 1; \
 	done

@@ -46,6 +46,7 @@ def _load() -> None:
         robust_filters,
         shadow,
         silo_group_loss,
+        spectre_filter,
         term,
     )
 

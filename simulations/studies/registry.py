@@ -21,6 +21,7 @@ MODULES = (
     "mean_estimation",
     "mr_mtl",
     "one_shot_table",
+    "scoreboard",
     "shadow_learning",
 )  # Of this folder; each registers its studies.
 
