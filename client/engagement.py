@@ -88,14 +88,17 @@ class Engagement:
                 return self.memory.answer
             case "over":
                 raise Refused("stale", f"round {task.round}, attempt {task.attempt}: is over at this silo")
+        if task.round > self.opened.terms.rounds:  # Its price covers as many rounds as the experiment has.
+            raise Refused("stale", f"round {task.round}: the run has {self.opened.terms.rounds} rounds")
         if task.record and "train_loss" not in self.policy.metrics:
             raise Refused("policy", "train_loss may not leave this silo; run with metrics.privacy: strict")
         self.settle(task, forget=True)
         with failing():
-            self.purse.require(task.round)
+            self.purse.require(task.round, task.attempt)
             if self.policy.dry_run:
                 raise Refused("dry_run", "the policy would allow this round, but says dry_run: true")
-            self._paid += self.purse.charge(task.round)  # On the disk before the first step: a crash overcounts.
+            # On the disk before the first step: a crash overcounts.
+            self._paid += self.purse.charge(task.round, task.attempt)
         started = time.monotonic()
         found = self._trained(task)
         data = encode(self._reply(task, found, seconds=time.monotonic() - started), values=self.opened.values)

@@ -100,6 +100,7 @@ class Terms:
         simulated: whether noise follows from a seed that the server knows.
         prices: of the units that it protects.
         rows: training rows here.
+        rounds: of the run.
     """
 
     strategy: str
@@ -107,6 +108,7 @@ class Terms:
     simulated: bool
     prices: tuple[Price, ...]
     rows: int
+    rounds: int
 
 
 def read_policy(path: str | Path) -> Policy:
@@ -122,16 +124,19 @@ def read_policy(path: str | Path) -> Policy:
         raise ConfigError(named) from error
 
 
-def broken(policy: Policy, terms: Terms) -> list[str]:
-    """What in a run the policy does not allow, a line each: what was found, and what would fit."""
-    lines = [
+def unnamed(policy: Policy, strategy: str, task: str) -> list[str]:
+    """What of a strategy and a task the policy does not name, a line each."""
+    asked = (("strategy", strategy, policy.strategies), ("task", task, policy.tasks))
+    return [
         f"{what} {name!r} is not allowed here; allowed: {', '.join(allowed) or 'none'}"
-        for what, name, allowed in (
-            ("strategy", terms.strategy, policy.strategies),
-            ("task", terms.task, policy.tasks),
-        )
+        for what, name, allowed in asked
         if name not in allowed
     ]
+
+
+def broken(policy: Policy, terms: Terms) -> list[str]:
+    """What in a run the policy does not allow, a line each: what was found, and what would fit."""
+    lines = unnamed(policy, terms.strategy, terms.task)
     if terms.prices and terms.simulated and not policy.simulated_noise:
         lines.append("noise from a seed is not allowed here; use privacy.noise: system")
     if not terms.rows >= policy.least_examples:  # How many there are is nobody's business.

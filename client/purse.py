@@ -14,7 +14,7 @@ from pathlib import Path
 from client.policy import UNITS, Policy, Price
 from privacy.account import Account
 from privacy.chain import Entry, Head
-from privacy.events import Composed, Event, NonPrivate
+from privacy.events import Composed, Event, NonPrivate, Repeated
 from privacy.ledger import Charge, Ledger
 from privacy.terms import Neighbours
 
@@ -67,28 +67,28 @@ class Purse:
         """The last line that was read or written."""
         return self._ledger.head
 
-    def require(self, round_: int) -> None:
-        """Looks whether a round could be paid, and charges nothing.
+    def require(self, round_: int, attempt: int) -> None:
+        """Looks whether an attempt at a round could be paid, and charges nothing.
 
         Raises:
             BudgetSpent: a unit would pass its budget.
             LedgerError: the ledger cannot be used.
         """
         with self._ledger.locked():
-            for unit, _, event in self._due(round_):
-                if unit in self._accounts:
-                    self._accounts[unit].require(round_, event)
+            due = self._due(round_, attempt)
+            for unit, account in self._accounts.items():
+                account.require(round_, _joint([event for whose, _, event in due if whose == unit]))
 
-    def charge(self, round_: int) -> list[Entry]:
-        """Charges a round to every unit; when this returns, all lines are on the disk.
+    def charge(self, round_: int, attempt: int) -> list[Entry]:
+        """Charges an attempt at a round to every unit; when this returns, all lines are on the disk.
 
         Raises:
             BudgetSpent: a unit would pass its budget; nothing was charged.
             LedgerError: the ledger cannot be used.
         """
         with self._ledger.locked():
-            due = self._due(round_)
-            self.require(round_)
+            due = self._due(round_, attempt)
+            self.require(round_, attempt)
             return [
                 self._ledger.reserve(round_, event, unit=unit, neighbours=neighbours) for unit, neighbours, event in due
             ]
@@ -103,12 +103,12 @@ class Purse:
         """Lets the file go."""
         self._ledger.close()
 
-    def _due(self, round_: int) -> list[Due]:
+    def _due(self, round_: int, attempt: int) -> list[Due]:
         mine = [entry for entry in self._ledger.counted() if entry.run == self.run]
         due: list[Due] = []
         for price in self.prices:
-            rounds = [entry.round for entry in mine if entry.unit == price.unit]
-            due.append((price.unit, price.neighbours, _next(price, round_, rounds)))
+            lines = [entry for entry in mine if entry.unit == price.unit]
+            due += [(price.unit, price.neighbours, event) for event in _next(price, round_, attempt, lines)]
         bare = set(UNITS) - {price.unit for price in self.prices} - {entry.unit for entry in mine}
         return due + [_unprotected(unit) for unit in UNITS if unit in bare]
 
@@ -123,11 +123,25 @@ class Purse:
                 yield _unprotected(unit)
 
 
-def _next(price: Price, round_: int, rounds: Sequence[int]) -> Event:
-    """What a round costs, where a run was charged for `rounds` before."""
-    if price.whole is None or round_ in rounds:  # A round done again has other batches, or other noise.
-        return price.event
-    return PAID if rounds else price.whole
+def _joint(events: Sequence[Event]) -> Event:
+    """One event for all; a single one stays as it is, so that a budget knows equal rounds of two runs as equal."""
+    return events[0] if len(events) == 1 else Composed(tuple(events))
+
+
+def _next(price: Price, round_: int, attempt: int, lines: Sequence[Entry]) -> list[Event]:
+    """What an attempt at a round costs, where a run was charged `lines` before.
+
+    Where a silo pays for rounds that it is not asked in, it pays for the attempts that it was not asked in, too: their
+    number tells of them. Whatever is asked again is paid again, as its batches or its noise are others.
+    """
+    if price.whole is None:
+        return [price.event]
+    here = [entry.event for entry in lines if entry.round == round_]
+    if here:
+        known = 1 + sum(event.times for event in here if isinstance(event, Repeated))
+        return [Repeated(price.event, max(attempt - known, 1))]
+    first = PAID if lines else price.whole
+    return [first] if attempt == 1 else [first, Repeated(price.event, attempt - 1)]
 
 
 def _unprotected(unit: str) -> Due:

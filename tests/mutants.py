@@ -2284,13 +2284,13 @@ MUTANTS = (
     Mutant(
         "office: the silo's charge left out",
         "client/engagement.py",
-        "self._paid += self.purse.charge(task.round)",
+        "self._paid += self.purse.charge(task.round, task.attempt)",
         "self._paid += []",
     ),
     Mutant(
         "office: a silo's budget not looked at",
         "client/purse.py",
-        "self._accounts[unit].require(round_, event)",
+        "account.require(round_, _joint([event for whose, _, event in due if whose == unit]))",
         "pass",
     ),
     Mutant(
@@ -2496,6 +2496,30 @@ MUTANTS = (
         "client/office.py",
         "if cancelled():",
         "if False:",
+    ),
+    Mutant(
+        "office: a model built for what is not allowed",
+        "simulations/deploying/opening.py",
+        'raise Refused("policy", "; ".join(lines))',
+        "pass",
+    ),
+    Mutant(
+        "office: rounds beyond the price",
+        "client/engagement.py",
+        "if task.round > self.opened.terms.rounds:",
+        "if False:",
+    ),
+    Mutant(
+        "office: attempts unseen are free",
+        "client/purse.py",
+        "return [first] if attempt == 1 else [first, Repeated(price.event, attempt - 1)]",
+        "return [first]",
+    ),
+    Mutant(
+        "office: parts of a price each within the budget",
+        "client/purse.py",
+        "account.require(round_, _joint([event for whose, _, event in due if whose == unit]))",
+        "[account.require(round_, event) for whose, _, event in due if whose == unit]",
     ),
 )
 

@@ -70,7 +70,7 @@ def execute(args: argparse.Namespace) -> int:
     chosen(args.device)  # A device that is not here is found before anybody asks.
     torch.set_num_threads(args.threads)
     folder = args.folder if args.folder is not None else _default(args.number)
-    opener = Opener(args.data, args.number, args.device)
+    opener = Opener(args.data, args.number, args.device, policy)
     office = Office(number=args.number, policy=policy, folder=folder, open_run=opener)
     with Interrupt() as interrupt, Daemon(office, place, version=version(), mode=mode) as daemon:
         where = place.path or place.address

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from client.engagement import Opened
 from client.errors import DataError, Refused
 from client.host import SiloHost
-from client.policy import EXAMPLE, SILO, Price, Terms
+from client.policy import EXAMPLE, SILO, Policy, Price, Terms, unnamed
 from privacy.adaptive import AdaptiveSum
 from privacy.events import Gaussian, NonPrivate
 from privacy.local import LOCAL
@@ -41,11 +41,13 @@ class Opener:
         data: a CSV or npz file, all rows of which are the silo's, or the name of a data set that confide knows.
         number: of the silo.
         device: where it trains.
+        policy: whose strategies and tasks alone are worth building a model for; None: all.
     """
 
     data: str
     number: int
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    policy: Policy | None = None
 
     def __call__(self, hello: Task) -> Opened:
         """What the run would do here.
@@ -54,6 +56,8 @@ class Opener:
             Refused: with the reason, for both sides.
         """
         experiment = read(hello)
+        if self.policy is not None and (lines := unnamed(self.policy, experiment.strategy.name, experiment.task.name)):
+            raise Refused("policy", "; ".join(lines))
         schema = hello.schema
         assert schema is not None  # A hello has one, or it would not have been read.
         try:
@@ -147,6 +151,7 @@ def terms_of(experiment: Experiment, prepared: Prepared, number: int) -> Terms:
         simulated=experiment.privacy.noise != "system",
         prices=tuple(_prices(prepared.plan, number)),
         rows=int(prepared.federation.train.sizes[number]),
+        rounds=experiment.rounds,
     )
 
 

@@ -104,7 +104,7 @@ def apart(strategy: Strategy, folder: Path, opened_here: ExitStack) -> RemoteLin
     for number in range(len(SIZES)):
 
         def opened(hello: Task, number: int = number) -> Opened:
-            terms = Terms(strategy.name, "any", False, (), SIZES[number])
+            terms = Terms(strategy.name, "any", False, (), SIZES[number], ROUNDS)
             exact: dict[str, Mechanism] = dict.fromkeys(strategy.channels(size()), ExactSum())
             return Opened(terms, "ab" * 32, exact, "float32", lambda at: host(strategy, at, rows(SIZES, number)))
 

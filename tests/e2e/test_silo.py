@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +21,7 @@ import pytest
 from client.relay import exchange
 from client.sockets import Place
 from privacy.chain import load
-from privacy.events import Gaussian
+from privacy.events import Event, Gaussian
 from strategies.envelope import decode_task, encode
 from tests.simulations.silos import SILO, asked, experiment, hello, said
 
@@ -61,6 +63,12 @@ def daemon(folder: Path, data: str, *more: str) -> Iterator[subprocess.Popen[str
             process.wait()
 
 
+def spent(folder: Path) -> list[Event | None]:
+    """What the silo's own ledger has charged for whole silos."""
+    found = [load(path).chain.counted() for path in (folder / "own" / "ledgers").glob("*.jsonl")]
+    return [entry.event for entries in found for entry in entries if entry.unit == "silo"]
+
+
 def ask(folder: Path, data: bytes) -> bytes:
     return exchange(data, Place(path=str(folder / "s")))
 
@@ -80,9 +88,26 @@ def test_what_was_answered_and_charged_outlives_the_process(folder: Path) -> Non
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     assert not (folder / "s").exists()
-    [ledger] = (folder / "own" / "ledgers").glob("*.jsonl")
-    events = [entry.event for entry in load(ledger).chain.counted() if entry.unit == "silo"]
-    assert events == [Gaussian(2.0)]
+    assert spent(folder) == [Gaussian(2.0)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
+def test_a_round_that_was_begun_stays_charged_however_the_process_ends(number: int, code: int, folder: Path) -> None:
+    """Killed within a million steps, so long after the reserve and long before an answer; then asked again."""
+    run = experiment(privacy={"silo": SILO, "noise": "system"}, train={"steps": 1_000_000, "learning_rate": 0.1})
+    with daemon(folder, "digits") as process:
+        ask(folder, hello(run))
+        caller = threading.Thread(target=ask, args=(folder, asked(run, deadline_s=30.0)))
+        caller.start()
+        while spent(folder) != [Gaussian(2.0)]:
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+    with daemon(folder, "digits"):
+        caller.join()
+        ask(folder, hello(run))
+        assert said(ask(folder, asked(run, deadline_s=0.5))).code == "deadline"  # Nothing is known of it: trained anew.
+        assert spent(folder) == [Gaussian(2.0)] * 2
 
 
 # A hostile ClientApp: whoever wrote the bundle, it runs as the relay's user, and knows every path.
@@ -182,6 +207,4 @@ def test_code_on_the_other_side_of_the_socket_reaches_neither_rows_nor_ledger(
         assert not (folder / "pickled").exists()
         assert said(ask(folder, hostile_tasks()[3])).status == "ok"  # It still answers whoever keeps to the policy.
     assert stat.S_IMODE((folder / "own" / "audit.jsonl").stat().st_mode) == 0o600
-    [ledger] = (folder / "own" / "ledgers").glob("*.jsonl")
-    spent = [entry.event for entry in load(ledger).chain.counted() if entry.unit == "silo"]
-    assert spent == [Gaussian(2.0)] * 2  # For the rounds that failed in training: what was begun is paid.
+    assert spent(folder) == [Gaussian(2.0)] * 2  # For the rounds that failed in training: what was begun is paid.

@@ -47,7 +47,7 @@ def policy(**changes: Any) -> Policy:
 
 def office(folder: Path, rules: Policy, *, number: int = 0, data: str = "digits") -> Office:
     """A silo."""
-    return Office(number=number, policy=rules, folder=folder, open_run=Opener(data, number, "cpu"))
+    return Office(number=number, policy=rules, folder=folder, open_run=Opener(data, number, "cpu", rules))
 
 
 def hello(run: Experiment, *, id_: str = RUN, **changes: Any) -> bytes:

@@ -154,6 +154,14 @@ def test_what_the_policy_does_not_allow_is_refused_with_the_reason_on_both_sides
     assert entries(tmp_path) == []
 
 
+def test_no_model_is_built_for_what_the_policy_does_not_name(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that may not train a task cannot make the silo load rows or take memory for it either."""
+    data = hello(experiment(task={"name": "mlp", "hidden": [64]}))
+    monkeypatch.setattr("simulations.deploying.opening.prepare", None)
+    monkeypatch.setattr("simulations.deploying.opening.own.named", None)
+    assert said(make().handle(data)).code == "policy"
+
+
 def test_limits_are_kept_exactly(make: Make) -> None:
     allowance = {"epsilon": 50.0, "delta": 1e-2, "least_noise": 2.0, "most_clip_norm": 0.5}
     silo = make(policy(**{**GUARDED, "silo": allowance}))
@@ -275,6 +283,22 @@ def test_no_round_passes_the_budget_of_the_rows_whatever_the_run(
     assert "above the budget" not in private["reason"]
 
 
+def test_equal_rounds_of_two_runs_have_the_price_of_one_run(make: Make, tmp_path: Path) -> None:
+    """What looks at the budget knows them as equal; with a filter for unequal ones the fourth would not fit."""
+    example = {"clip_norm": 1.0, "noise_multiplier": 1.5, "delta": 1e-4, "batch": 20, "rows": 80}
+    run = experiment(privacy={"example": example, "noise": "simulated"})
+    due = prepare(run).plan.example
+    assert due is not None
+    budget = epsilon(Repeated(due.events[0], 4), 1e-4).upper * 1.0001
+    rules = policy(unprotected=False, simulated_noise=True, example={"epsilon": budget, "delta": 1e-4})
+    silo = make(rules)
+    codes = []
+    for id_, round_ in ((RUN, 1), (RUN, 2), ("f" * 32, 1), ("f" * 32, 2), ("f" * 32, 3)):
+        silo.handle(hello(run, id_=id_))
+        codes.append(said(silo.handle(asked(run, id_=id_, round_=round_)), run).code)
+    assert codes == [None, None, None, None, "budget"]
+
+
 def test_a_price_that_counts_on_secret_cohorts_is_paid_for_all_rounds_at_once(make: Make, tmp_path: Path) -> None:
     """A silo does not see the rounds that it is not asked in; they cost it too."""
     run = experiment(privacy=PRIVATE, cohort={"sampling": "poisson", "rate": 0.5})
@@ -287,6 +311,38 @@ def test_a_price_that_counts_on_secret_cohorts_is_paid_for_all_rounds_at_once(ma
     assert epsilon(Composed(tuple(events(tmp_path))), 1e-2).upper == epsilon(Repeated(once, 3), 1e-2).upper
     silo.handle(asked(run, round_=3, attempt=2))
     assert epsilon(Composed(tuple(events(tmp_path))), 1e-2).upper == epsilon(Repeated(once, 4), 1e-2).upper
+
+
+def test_attempts_that_a_silo_was_not_asked_in_are_paid_where_rounds_are(make: Make, tmp_path: Path) -> None:
+    """Asked in the third attempt at round 1 and the fifth at round 2, it pays for 3 rounds and 2 + 4 attempts more."""
+    run = experiment(privacy=PRIVATE, cohort={"sampling": "poisson", "rate": 0.5})
+    once = Sampled(Poisson(0.5), Gaussian(2.0))
+    silo = make(policy(**GUARDED))
+    silo.handle(hello(run))
+    for round_, attempt in ((1, 3), (2, 4), (2, 5)):
+        assert said(silo.handle(asked(run, round_=round_, attempt=attempt)), run).status == "ok"
+    assert epsilon(Composed(tuple(events(tmp_path))), 1e-2).upper == epsilon(Repeated(once, 9), 1e-2).upper
+
+
+def test_all_that_an_attempt_costs_is_held_against_the_budget_together(make: Make, tmp_path: Path) -> None:
+    """A budget for 3 rounds and 2 attempts more: the third attempt fits, the fourth would not, and charges nothing."""
+    run = experiment(privacy=PRIVATE, cohort={"sampling": "poisson", "rate": 0.5})
+    budget = epsilon(Repeated(Sampled(Poisson(0.5), Gaussian(2.0)), 5), 1e-2).upper * 1.0001
+    silo = make(policy(**{**GUARDED, "silo": {"epsilon": budget, "delta": 1e-2}}))
+    silo.handle(hello(run))
+    assert said(silo.handle(asked(run, attempt=4))).code == "budget"
+    assert entries(tmp_path) == []
+    assert said(silo.handle(asked(run, attempt=3)), run).status == "ok"
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_no_price_covers_more_rounds_than_the_experiment_has(rate: float, make: Make, trained: list[int]) -> None:
+    run = experiment(privacy=PRIVATE, cohort={"sampling": "poisson", "rate": rate})
+    silo = make(policy(**GUARDED))
+    silo.handle(hello(run))
+    assert said(silo.handle(asked(run, round_=3)), run).status == "ok"
+    answer = said(silo.handle(asked(run, round_=4)))
+    assert (answer.code, answer.reason, trained) == ("stale", "round 4: the run has 3 rounds", [3])
 
 
 def test_what_a_run_did_not_protect_cannot_be_protected_later(make: Make, tmp_path: Path) -> None:
@@ -437,18 +493,26 @@ def test_two_processes_cannot_share_a_folder(make: Make, tmp_path: Path) -> None
         office(tmp_path / "silo", policy())
 
 
-def test_an_answer_that_cannot_be_logged_does_not_leave(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, silo = experiment(), make()
-    silo.handle(hello(run))
+class Full:
+    """A file on a disk that is full."""
 
-    def full(number: int) -> None:
+    def write(self, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
+    def close(self) -> None: ...
+
+
+def test_an_answer_that_cannot_be_logged_does_not_leave(
+    make: Make, monkeypatch: pytest.MonkeyPatch, trained: list[int]
+) -> None:
+    run, silo = experiment(), make()
+    silo.handle(hello(run))
     with monkeypatch.context() as patch:
-        patch.setattr("client.audit_log.os.fsync", full)
+        patch.setattr(silo._log, "_file", Full())
         answer = said(silo.handle(asked(run)))
-    assert answer.code == "ledger"
-    assert answer.channels == {}
+        assert (answer.code, answer.channels) == ("ledger", {})
+    assert said(silo.handle(asked(run)), run).status == "ok"  # The answer was kept, and can be logged now.
+    assert trained == [1]
 
 
 def test_whatever_bytes_come_the_answer_is_a_refusal_in_words(tmp_path: Path) -> None:
