@@ -31,7 +31,7 @@ from tests.server.posts import FakePost, Time
 torch.set_num_threads(1)
 
 SILOS = 4
-SMALL = f"data.silos={SILOS}\ncohort.rate=1\nrounds=3\nprivacy.audit.canaries=0"
+SMALL = f"data.silos={SILOS}\ncohort.rate=1\nrounds=3\nprivacy.audit.canaries=0\nengine.deadline_s=20"
 BARE, SEEDED = f"{SMALL}\nprivacy.silo=null", f"{SMALL}\nprivacy.noise=simulated"
 OPEN = Policy(
     unprotected=True, strategies=("fedavg", "mr_mtl"), tasks=("logistic",), metrics=("score", "loss", "train_loss")
