@@ -48,7 +48,7 @@ integration: $(STAMP)  ## tests with real processes, a browser and fetched data;
 	@for name in $(CARRIERS); do \
 		echo "confide: fetching $$name unless it is in the cache"; $(BIN)/confide data fetch $$name || exit 1; \
 	done
-	CONFIDE_INTEGRATION=1 $(BIN)/python -m pytest -rs -m "integration or carrier" $(ARGS)
+	CONFIDE_INTEGRATION=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs -m "integration or carrier" $(ARGS)
 
 mutants: $(STAMP)  ## break the source on purpose, line by line, and see that tests notice
 	$(BIN)/python tests/mutants.py $(ARGS)
