@@ -19,6 +19,9 @@ def claimed() -> Iterator[tuple[str, str, str]]:
                 yield row[1], file, test
 
 
-def faults_of(file: str, test: str) -> list[str]:
-    """The faults that a test holds."""
-    return [fault for fault, where, name in claimed() if where == file and name in ("", test)]
+def marks() -> dict[tuple[str, str], set[str]]:
+    """File and test (empty: all of the file) to the faults that they hold."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for fault, file, test in claimed():
+        found.setdefault((file, test), set()).add(fault)
+    return found

@@ -38,8 +38,8 @@ from client.personal import PersonalStore
 from client.policy import Policy
 from client.purse import Purse
 from client.relay import exchange
-from client.stacked import StackedTrainer
 from client.sockets import Place
+from client.stacked import StackedTrainer
 from privacy.accountant import epsilon
 from privacy.events import Gaussian
 from privacy.ledger import Ledger

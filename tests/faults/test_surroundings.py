@@ -13,7 +13,6 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -345,8 +344,17 @@ def test_nothing_in_the_source_runs_what_it_reads() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["import pickle", "from dill import loads", "eval('1')", "yaml.load(x)", "torch.load(x)", "np.load(x)"]
-    + ["torch.load(x, weights_only=False)", "np.load(x, allow_pickle=True)", "pd.read_pickle(x)"],
+    [
+        "import pickle",
+        "from dill import loads",
+        "eval('1')",
+        "yaml.load(x)",
+        "torch.load(x)",
+        "torch.load(x, weights_only=False)",
+        "np.load(x)",
+        "np.load(x, allow_pickle=True)",
+        "pd.read_pickle(x)",
+    ],
 )
 def test_each_way_would_be_found(line: str) -> None:
     assert list(offences(ast.parse(line)))
