@@ -27,6 +27,7 @@ from strategies.traffic import message
 from strategies.wire import Values
 
 CLOSING_S = 15.0
+SILENT = 3  # Rounds in a row without one usable answer, after which a run stops: each is paid, and adds noise alone.
 
 
 class Unreachable(RuntimeError):
@@ -92,7 +93,7 @@ class RemoteLink:
         self.roll = Roll(post, self._hello, self._problem, terms.population, clock.now, terms.deadline_s)
         self._used: set[int] = set()
         self._heads: dict[int, Head] = {}
-        self._met = False
+        self._met, self._silent = False, 0
 
     def ask(
         self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
@@ -107,6 +108,7 @@ class RemoteLink:
             expected = self.terms.expected(request.instruction)
             asks |= {silo: (self._for(silo, task), expected) for silo in request.silos}
         done = self._exchange(asks, quorum=self.terms.enough(len(asks), mechanisms))
+        self._require_somebody(done)
         for number, (instruction, silos) in enumerate(chunks(requests, self.terms.chunk)):
             yield self._summed(done, instruction, silos, mechanisms, chunk=number, record=record)
 
@@ -114,7 +116,7 @@ class RemoteLink:
         self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
     ) -> Evaluation:
         """How those of some silos are served that are there; see `server.link.Link`."""
-        self._meet()
+        self._look() if self._met else self._meet()
         task = replace(self._task(instruction), kind="evaluate", split=split, fresh=fresh)
         done = self._exchange({silo: (self._for(silo, task), Expected({})) for silo in silos})
         found = [(silo, done.replies[silo].evaluation) for silo in silos if silo in done.replies]
@@ -161,22 +163,37 @@ class RemoteLink:
         return done
 
     def _meet(self) -> None:
-        """At first waits for all silos, until the deadline; later only looks who came and who left.
+        """At first waits for all silos, until the deadline; later for one, and looks who came and who left.
 
         Raises:
             Unreachable: nobody is there.
         """
         deadline = self._clock.now() + self.terms.deadline_s
-        self.roll.look()
-        self.roll.hear()
-        while not self._met and len(self.roll.node_of) < self.population and self._clock.now() < deadline:
+        wanted = 1 if self._met else self.population
+        self._look()
+        while len(self.roll.node_of) < wanted and self._clock.now() < deadline:
             self._clock.sleep(POLL_S)
-            self.roll.look()
-            self.roll.hear()
-        if not self._met and not self.roll.node_of:
+            self._look()
+        if not self.roll.node_of:
             why = "; ".join(sorted(set(self.roll.refused.values()))) or "no node is connected"
             raise Unreachable(f"no silo takes part after {self.terms.deadline_s:g} s: {why}")
         self._met = True
+
+    def _look(self) -> None:
+        self.roll.look()
+        self.roll.hear()
+
+    def _require_somebody(self, done: Exchange) -> None:
+        """Counts rounds in which silos were asked and none answered.
+
+        Raises:
+            Unreachable: too many in a row.
+        """
+        if done.asks:
+            self._silent = 0 if done.replies else self._silent + 1
+        if self._silent >= SILENT:
+            why = "; ".join(sorted(set(done.failures.values())))
+            raise Unreachable(f"no silo answered in {SILENT} rounds in a row: {why}; look at the silos, then resume")
 
     def _summed(
         self,

@@ -40,6 +40,18 @@ def registries() -> Iterator[None]:
         registry.update(before)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests with the faults that they hold, by the table of faults/README.md."""
+    from tests.faults.claims import marks
+
+    table, root = marks(), Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(root):
+            file, name = str(item.path.relative_to(root)), getattr(item, "originalname", item.name)
+            for fault in sorted(table.get((file, ""), set()) | table.get((file, name), set())):
+                item.add_marker(pytest.mark.fault(fault))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     return unskipped((yield))

@@ -2907,6 +2907,36 @@ MUTANTS = (
         "account.require(round_, _joint([event for whose, _, event in due if whose == unit]))",
         "[account.require(round_, event) for whose, _, event in due if whose == unit]",
     ),
+    Mutant(
+        "apart: who was used is not noted with the round",
+        "server/book.py",
+        "{**self.page.heads, **heads})\n        self._write()",
+        "{**self.page.heads, **heads})",
+    ),
+    Mutant(
+        "apart: a broken connection is not tried again",
+        "client/relay.py",
+        "TRIES, PAUSE_S = 3, 0.5",
+        "TRIES, PAUSE_S = 1, 0.5",
+    ),
+    Mutant(
+        "surroundings: a deadline by the time of day",
+        "server/exchange.py",
+        "now: Callable[[], float] = time.monotonic",
+        "now: Callable[[], float] = time.time",
+    ),
+    Mutant(
+        "rounds for nobody: all nodes left",
+        "server/remote.py",
+        "if not self.roll.node_of:",
+        "if not self._met and not self.roll.node_of:",
+    ),
+    Mutant(
+        "rounds for nobody: none answers",
+        "server/remote.py",
+        "if self._silent >= SILENT:",
+        "if False:",
+    ),
 )
 
 

@@ -17,7 +17,7 @@ from privacy.release import Partial
 from server import exchange
 from server.book import Book
 from server.link import Request
-from server.remote import RemoteLink, Terms, Unreachable
+from server.remote import SILENT, RemoteLink, Terms, Unreachable
 from server.store import StoreError
 from strategies.base import Instruction, Strategy
 from strategies.envelope import Columns, Reply, Schema, Task, decode_task, encode, refusal
@@ -254,6 +254,40 @@ def test_nobody_there_is_a_bounded_wait_and_one_line(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="no node is connected"):
         ask(link)
     assert DEADLINE <= time.now < DEADLINE + 1.0
+
+
+def test_when_all_silos_leave_a_run_waits_for_one_and_then_stops(tmp_path: Path) -> None:
+    """Else the rounds that are left would run through in a moment, all paid, and add noise alone."""
+    link, post, time = federation(tmp_path)
+    ask(link, mechanisms=PRIVATE)
+    silos, post.silos = post.silos, {}
+    before = time.now
+    with pytest.raises(Unreachable, match="no node is connected"):
+        ask(link, round_=2, mechanisms=PRIVATE)
+    assert DEADLINE <= time.now - before < DEADLINE + 1.0
+    assert link.evaluate(Instruction(2, {}), [0, 1]).silos == ()  # Which costs nothing, and loses no round.
+    post.silos = {11: silos[11]}
+    assert reasons(ask(link, round_=2, mechanisms=PRIVATE)) == {0: exchange.ABSENT, 2: exchange.ABSENT}
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_when_nobody_answers_a_run_stops_after_a_few_rounds(tmp_path: Path, answered: bool) -> None:
+    """Their nodes are there, the silos behind them are not; one answer in between begins the count anew."""
+    link, post, _ = federation(tmp_path)
+    ask(link)
+    silos = dict(post.silos)
+    gone = {node: lambda data: encode(refusal("silo_unreachable", "x", task=decode_task(data))) for node in silos}
+    post.silos |= gone
+    for round_ in range(2, 2 + SILENT - 1):
+        assert set(reasons(ask(link, round_=round_)).values()) == {"refused: silo_unreachable"}
+    if answered:
+        post.silos[12] = silos[12]
+        assert set(reasons(ask(link, round_=8))) == {0, 1}
+        post.silos |= gone
+        assert len(reasons(ask(link, round_=9))) == SILOS
+        return
+    with pytest.raises(Unreachable, match="in 3 rounds in a row: refused: silo_unreachable; look at the silos"):
+        ask(link, round_=8)
 
 
 def test_who_refuses_the_run_is_told_with_the_reason(tmp_path: Path) -> None:
