@@ -5,7 +5,7 @@ their sockets as relays do, without Flower between them, whose polls would make 
 hostile: whatever it answers arrives spoilt. In the end the invariants I1 to I4 must hold, and the model must be, bit
 for bit, that of a run in peace in which the same silos answered in the same rounds.
 
-    python -m tests.faults.soak [--rounds 200] [--silos 7] [--every 4] [--seed 0]
+    python -m tests.faults.soak [--rounds 200] [--silos 7] [--every 4] [--down 1] [--seed 0]
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from tests.faults.processes import POLICY, Silos, ledgers, server, warm
 from tests.faults.test_apart import CONFIG, charges
 from tests.server.posts import FakePost, Silo, Time
 
-DOWN_S = 1.0  # A silo that was killed stays away for as long at most.
 LARGE = 2000  # Bytes: only updates are longer.
 NOISE, DELTA = 2.0, 1e-2
 
@@ -60,6 +59,7 @@ class Soak:
         rounds: of the run.
         silos: of the federation.
         every: mean seconds from kill to kill.
+        down: a silo that was killed stays away for as many seconds at most.
         rng: of victims and times.
         kills: who was killed, in order.
         seen: ledgers and committed rounds, as they were at every kill.
@@ -69,6 +69,7 @@ class Soak:
     rounds: int
     silos: int
     every: float
+    down: float
     rng: random.Random
     kills: list[str] = field(default_factory=list)
     seen: list[dict[str, list[str]]] = field(default_factory=list)
@@ -132,7 +133,7 @@ class Soak:
             os.waitpid(pid, 0)
         for number in numbers:
             silos.kill(number)
-            self._back[number] = time.monotonic() + self.rng.uniform(0, DOWN_S)
+            self._back[number] = time.monotonic() + self.rng.uniform(0, self.down)
         self.kills.append(victim)
         self.seen.append(ledgers(silos, self.run) | {"rounds": lines(self.run / "rounds.jsonl")})
         return self._start(silos) if victim in ("server", "all") else pid
@@ -216,13 +217,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--silos", type=int, default=7)
     parser.add_argument("--every", type=float, default=4.0, help="mean seconds from kill to kill")
+    parser.add_argument("--down", type=float, default=1.0, help="seconds that a killed silo stays away at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="cf", dir="/tmp") as name:
         os.environ["CONFIDE_HOME"] = f"{name}/home"
         warm()
-        soak = Soak(Path(name), args.rounds, args.silos, args.every, random.Random(args.seed))
+        soak = Soak(Path(name), args.rounds, args.silos, args.every, args.down, random.Random(args.seed))
         started = time.monotonic()
         soak.go()
         seconds, problems = time.monotonic() - started, list(soak.problems())
