@@ -2594,6 +2594,12 @@ MUTANTS = (
         'noise="system" if secret else "simulated"',
         'noise="simulated"',
     ),
+    Mutant(
+        "a federation that flwr cannot read",
+        "simulations/commands/shared.py",
+        'FEDERATION = "federation"',
+        'FEDERATION = "default"',
+    ),
     Mutant("keys for all to read", "simulations/deploying/certificates.py", "os.O_EXCL, 0o600)", "os.O_EXCL, 0o644)"),
     Mutant(
         "no TLS to the outside",
