@@ -114,7 +114,7 @@ class Site:
         home = self.folder / f"silo-{number}"
         home.mkdir(mode=0o700)
         policy, socket = home / "policy.yaml", self.folder / f"{number}.sock"
-        policy.write_text(f"{POLICY}server_keys: [{certificates.public_hex(self.files.signing_key)}]\n")
+        policy.write_text(f"{POLICY}server_keys: ['{certificates.public_hex(self.files.signing_key)}']\n")
         daemon = self.confide(
             1 + number, f"daemon-{number}", "silo", "--data", "digits", "--number", number, "--policy", policy,
             "--socket", socket, "--folder", home,
