@@ -193,7 +193,7 @@ def rounds(silos: int, wide: int) -> dict[str, Any]:
 
 def _median(folder: Path) -> float:
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    return statistics.median(sum(line["seconds"].values()) for line in lines[1:])
+    return statistics.median(float(sum(line["seconds"].values())) for line in lines[1:])
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:

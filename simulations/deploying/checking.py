@@ -40,9 +40,9 @@ def programs() -> Iterator[Check]:
     """Flower's own, which are started by name."""
     for name in PROGRAMS:
         try:
-            yield Check(name, "ok", executable(name))
+            yield Check(f"program {name}", "ok", executable(name))
         except ProcessError as error:
-            yield Check(name, "problem", str(error))
+            yield Check(f"program {name}", "problem", str(error))
 
 
 def ports(tables: Path = Path("/proc/net")) -> Iterator[Check]:

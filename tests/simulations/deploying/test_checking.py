@@ -186,7 +186,7 @@ def test_the_command_ends_with_2_where_there_is_a_problem(
     command = ["doctor", "--deploy", "--certs", str(files.path), "--format", "json"]
     assert main(command) == 0
     found = {each["what"]: each["level"] for each in json.loads(capsys.readouterr().out)}
-    assert {"flwr", "protobuf", "clock", "gpu", "disk", "flower-superlink", "chain"} <= found.keys()
+    assert {"flwr", "protobuf", "clock", "gpu", "disk", "program flower-superlink", "chain"} <= found.keys()
     assert "torch" not in found
     files.server_key.chmod(0o644)
     assert main(command) == 2
