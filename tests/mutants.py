@@ -2648,6 +2648,36 @@ MUTANTS = (
         'noise="system" if secret else "simulated"',
         'noise="simulated"',
     ),
+    Mutant(
+        "checking lets a control port be open",
+        "simulations/deploying/checking.py",
+        "if not ipaddress.ip_address(host).is_loopback]",
+        "if host == '0.0.0.1']",
+    ),
+    Mutant(
+        "checking takes any certificate of any authority",
+        "simulations/deploying/checking_files.py",
+        "        found.verify_directly_issued_by(authority)\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "checking overlooks that a certificate expired",
+        "simulations/deploying/checking_files.py",
+        "    elif not now < ends:",
+        "    elif False:",
+    ),
+    Mutant(
+        "checking overlooks keys for all to read",
+        "simulations/deploying/checking_files.py",
+        "            require_secret(path)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a federation that flwr cannot read",
+        "simulations/commands/shared.py",
+        'FEDERATION = "federation"',
+        'FEDERATION = "default"',
+    ),
     Mutant("keys for all to read", "simulations/deploying/certificates.py", "os.O_EXCL, 0o600)", "os.O_EXCL, 0o644)"),
     Mutant(
         "no TLS to the outside",

@@ -19,6 +19,9 @@ def test_marked():
 def test_called():
     pytest.skip("no carrier")
 
+def test_forbidden():
+    pytest.skip("this machine cannot: namespaces")
+
 @pytest.fixture
 def tool():
     pytest.skip("no tool")
@@ -60,8 +63,8 @@ def closing_line(folder: Path, complete: str | None, *files: str) -> tuple[str, 
 @pytest.mark.parametrize(
     ("complete", "expected"),
     [
-        (None, "1 passed, 3 skipped, 1 xfailed"),
-        ("1", "1 failed, 1 passed, 1 xfailed, 2 errors"),  # What fails before the test is called is an error.
+        (None, "1 passed, 4 skipped, 1 xfailed"),
+        ("1", "1 failed, 1 passed, 1 skipped, 1 xfailed, 2 errors"),  # What fails before the call is an error.
     ],
 )
 def test_a_skip_fails_only_where_nothing_may_be_missing(tmp_path: Path, complete: str | None, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""`confide doctor`: whether this machine has what confide needs."""
+"""`confide doctor`: whether this machine has what confide needs; with --deploy, what a federation needs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from statistics import median
 
-from simulations.commands import FAILED, OK, output
+from simulations.commands import FAILED, OK, output, readiness
 from simulations.commands.shared import format_argument, plugin_argument, read
+from strategies.schema import ConfigError
 
 NAME = "doctor"
 HELP = "check this machine: versions, threads, GPU, disk, data"
 LEAST_PYTHON = (3, 11)
 BIG_BYTES = 4096
 TRIES = 5
+DEPLOYED = ("flwr", "grpcio", "grpcio-health-checking", "protobuf", "cryptography")
+"""What both ends of a federation must have in the same range."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="--grads: a key"
     )
+    readiness.arguments(parser)
     plugin_argument(parser)
     format_argument(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Prints what was found; the exit code says whether all that is required is there."""
+    if (options := readiness.given(args)) and not args.deploy:
+        raise ConfigError([f"{options[0]}: goes with --deploy; add it"])
     if args.config is not None:
+        if args.deploy:
+            raise ConfigError(["doctor: give one of --grads and --deploy"])
         return gradients(args)
+    if args.deploy:
+        return readiness.execute(args, deployed())
     findings = [*interpreter(), *packages(), *torch(), disk(), *carriers()]
     if args.format == "json":
         print(output.document([asdict(finding) for finding in findings]))
     else:
         print(output.facts([(finding.what, f"{_mark(finding)}  {finding.found}") for finding in findings]))
     return OK if all(finding.ok for finding in findings if finding.required) else FAILED
+
+
+def deployed() -> Iterator[Finding]:
+    """Of this machine, what a federation needs."""
+    yield from interpreter()
+    found = {each.what: each for each in packages()}
+    for name in ("confide", *DEPLOYED) if "confide" in found else DEPLOYED:
+        told = "the installed confide does not say which it needs; in its folder: pip install -e . -c constraints.txt"
+        yield found.get(name, Finding(name, ok=False, found=told))
+    yield from (each for each in torch() if each.what != "threads")
+    yield disk()
 
 
 def gradients(args: argparse.Namespace) -> int:

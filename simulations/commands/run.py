@@ -13,6 +13,7 @@ from simulations.commands import ALARM, BUDGET, INTERRUPTED, OK, output, summary
 from simulations.commands.interrupt import Interrupt
 from simulations.commands.progress import watch
 from simulations.commands.shared import (
+    FEDERATION,
     config_argument,
     dataset_argument,
     format_argument,
@@ -41,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("local", "pool", "flower"), help="this process, worker processes, or silos elsewhere"
     )
-    parser.add_argument("--federation", metavar="NAME", default="default", help="flower: which; see confide serve")
+    parser.add_argument("--federation", metavar="NAME", default=FEDERATION, help="flower: which; see confide serve")
     parser.add_argument("--workers", metavar="N", help="pool: processes")
     parser.add_argument("--stacked", choices=("auto", "off"), help="train many silos at once where the model allows")
     parser.add_argument("--seeds", metavar="0..4", help="one run per seed, as 0..4 or 0,3,7, in DIR/seed-K")

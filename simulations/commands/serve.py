@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from simulations.commands import FAILED, INTERRUPTED, OK
 from simulations.commands.interrupt import Interrupt
-from simulations.commands.shared import config_argument, format_argument
+from simulations.commands.shared import FEDERATION, config_argument, format_argument
 
 if TYPE_CHECKING:
     from simulations.deploying.flower import Server
@@ -23,7 +23,7 @@ POLL_S = 0.2
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     config_argument(parser, optional=True)
-    parser.add_argument("--name", default="default", help="of the federation, for confide run --federation")
+    parser.add_argument("--name", default=FEDERATION, help="of the federation, for confide run --federation")
     parser.add_argument(
         "--address", metavar="HOST:PORT", default="127.0.0.1:9092", help="where silos join; default: 127.0.0.1:9092"
     )

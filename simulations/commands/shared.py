@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from strategies.experiment import Experiment
 
 MOST_SEEDS = 1000
+FEDERATION = "federation"
+"""Of `confide serve`, where no other name is given."""
 
 
 def config_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:

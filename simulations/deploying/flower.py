@@ -16,6 +16,8 @@ from simulations.deploying.processes import ProcessError, Program, executable, l
 from strategies.schema import ConfigError
 
 READY_S = 60.0
+FLEET_PORT, CONTROL_PORT = 9092, 9093
+"""Where silos join, and where runs are started, unless other ports are chosen."""
 SIGNING = "CONFIDE_SIGNING_KEY"  # The environment says where the key is: no key is in a run's configuration.
 JOINED = "SuperNode ID:"  # What a SuperNode prints once the SuperLink knows it.
 
@@ -92,6 +94,8 @@ class Server:
     printed: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.name == "default":  # In the file of connections that key says which one is meant.
+            raise ConfigError(["--name: 'default' is a word of flwr's own; choose another name"])
         if self.certificates is None and not self.fleet.loopback:
             raise ConfigError(
                 [f"--address: {self.fleet} can be reached from outside, which needs TLS; give --certs, or use loopback"]

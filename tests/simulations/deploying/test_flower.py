@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulations.cli import parser
 from simulations.deploying.certificates import Folder
 from simulations.deploying.flower import Address, Server, environment, last_json, quoted
 from simulations.deploying.processes import ProcessError
@@ -38,6 +39,20 @@ def test_without_tls_only_this_machine_is_served(tmp_path: Path, host: str, loop
     with pytest.raises(ConfigError, match="needs TLS"):
         Server("x", tmp_path, Address(host, 9092), 9093, None)
     Server("x", tmp_path, Address(host, 9092), 9093, Folder(tmp_path))
+
+
+@pytest.mark.parametrize("files", [None, "certs"])
+def test_the_connection_of_a_server_is_toml_that_names_it(tmp_path: Path, files: str | None) -> None:
+    """Also under the name that `confide serve` has by itself; under `default` no file could say it."""
+    name = parser().parse_args(["serve", "--insecure"]).name
+    assert name == parser().parse_args(["run", "quickstart"]).federation
+    server = Server(name, tmp_path, Address("127.0.0.1", 9092), 9093, None if files is None else Folder(Path(files)))
+    server._write_connection()
+    told = tomllib.loads((tmp_path / "config.toml").read_text())["superlink"]
+    assert told["default"] == name
+    assert told[name]["address"] == "127.0.0.1:9093"
+    with pytest.raises(ConfigError, match="choose another name"):
+        Server("default", tmp_path, Address("127.0.0.1", 9092), 9093, None)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
