@@ -135,21 +135,22 @@ def test_rounds_are_pooled_and_then_forgotten() -> None:
 
 
 def test_what_one_round_does_not_show_several_do() -> None:
-    """A crew of 4 in 20, 7 deviations off in 1 of 400 numbers: alone half of them pass, beside 7 other rounds few do.
+    """A crew of 3 in 20, 7 deviations off in 1 of 400 numbers: alone half of them pass, beside 7 other rounds a fifth.
 
-    In a sketch of 256 the crew's variance is 6 times the noise's. With 20 rows its direction is found to a cosine of
-    .45, with 160 to one of .87 (Benaych-Georges and Nadakuditi 2012): it lies 1.6 and 3.9 deviations from honest rows.
+    In a sketch of 256 the crew's variance is 5 times the noise's: with 20 rows its direction is found poorly, with 160
+    well (Benaych-Georges and Nadakuditi 2012). On other seeds .46 and .21 passed; of a crew of 4 more do (.52 and .35),
+    since fourth moments say nothing of a cluster of .211.
     """
     missed = dict.fromkeys((1, 8), 0)
-    for pool, seed in product(missed, range(8)):
-        strategy = Spectre(malicious=0.2, pool=pool)
+    for pool, seed in product(missed, range(16)):
+        strategy = Spectre(malicious=0.15, pool=pool)
         state = begun(strategy, seed)
         for number in range(pool):
             updates = rows(20, seed=1000 * seed + number)
-            updates[:4, 7] += 7.0
+            updates[:3, 7] += 7.0
             state = after(strategy, state, updates)
-        missed[pool] += len({0, 1, 2, 3} - caught(strategy, state))
-    assert missed[8] < 0.25 * 32 < 0.3 * 32 < missed[1]
+        missed[pool] += len({0, 1, 2} - caught(strategy, state))
+    assert missed[8] < 0.33 * 48 < missed[1]
 
 
 def test_one_silo_that_is_far_out_does_not_hide_its_crew() -> None:
