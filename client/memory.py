@@ -7,13 +7,13 @@ nothing is trained or charged twice; whoever asks what is over is refused.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from client.errors import DataError
+from privacy.durable import atomic_write
 
 MOST_ROUNDS = 1000  # Of which attempts are known one by one; older rounds are over.
 
@@ -78,19 +78,4 @@ class Memory:
             self.over = max(self.over, old)
         facts = {"digest": self.digest, "round": round_, "attempt": attempt, "over": self.over}
         line = json.dumps(facts | {"attempts": {str(key): value for key, value in self.attempts.items()}})
-        replace_file(self.path, line.encode() + b"\n" + answer)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file that is whole, old or new, whenever the machine stops."""
-    new = path.with_name(path.name + ".new")
-    with open(new, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        atomic_write(self.path, line.encode() + b"\n" + answer)

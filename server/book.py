@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from privacy.chain import Head
-from server.checkpoint import atomic_write
+from privacy.durable import atomic_write
 from server.store import StoreError
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from privacy.durable import atomic_write
 
 WATCHED = "watched/"  # Prefix of the watcher's tensors; no strategy's state has a slash in a name.
 CARRIED = "carried/"  # Prefix of what turns and correlated noise remember.
@@ -80,21 +81,6 @@ def read(path: Path) -> Checkpoint:
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replaces a file by new contents that are on the disk before the old ones are gone."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _digest(tensors: Mapping[str, Tensor], note: str) -> str:

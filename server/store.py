@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from server.checkpoint import Checkpoint, atomic_write, read, write
+from privacy.durable import atomic_write
+from server.checkpoint import Checkpoint, read, write
 
 
 class StoreError(ValueError):

@@ -8,9 +8,9 @@ import secrets
 from pathlib import Path
 
 from privacy.account import Account
+from privacy.durable import atomic_write
 from privacy.ledger import Charge, LedgerError
 from privacy.local import LOCAL
-from server.checkpoint import atomic_write
 from server.loop import UNIT
 from simulations.planning import Plan
 from strategies.experiment import Experiment

@@ -111,7 +111,7 @@ def audit(active: ActiveRun, final: Tensor, claimed: Mapping[str, Any] | None) -
         final: what its strategy has audited, after the last round, `(N,)`.
         claimed: the claim for silos, as result.json holds it; None without one.
     """
-    from server.checkpoint import atomic_write
+    from privacy.durable import atomic_write
     from simulations.example_audit import records
 
     silo = None if claimed is None else _silo_record(active, final, claimed)

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from privacy.accountant import upper_epsilon
+from privacy.durable import atomic_write
 from privacy.events import Composed, Repeated
-from server.checkpoint import atomic_write
 from server.loop import final_epsilon
 from server.loop import served as served_by
 from server.rows import finite

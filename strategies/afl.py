@@ -6,63 +6,28 @@ domains: descent in the silos on the mixture, projected ascent of the mixture on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from privacy.queries import NoisyQuery
 from privacy.release import Release
 from strategies import duals
-from strategies.base import Instruction, Reported, Silo, State, Strategy, Update
-from strategies.groups import CHANNEL, Groups
+from strategies.base import Instruction, Reported, Silo, State, Update
+from strategies.groups import Groups, GroupStrategy
 from strategies.layout import Layout
 from strategies.registry import strategy
 from strategies.schema import key
 
-if TYPE_CHECKING:
-    from strategies.experiment import Experiment
-
 
 @strategy("afl")
 @dataclass(frozen=True)
-class AFL(Strategy):
+class AFL(GroupStrategy):
     """Minimises sum_a lam_a L_a, where the mixture lam climbs towards the groups that lose most."""
 
     dual_rate: float = key(0.1, above=0, help="step size of the mixture")
     groups: Groups = key(Groups(), help="the groups, and how their losses are asked for")
-
-    @property
-    def heaviest(self) -> float:
-        """See `Groups.heaviest`."""
-        return self.groups.heaviest
-
-    def problems(self, *, private: bool) -> list[str]:
-        """See `Groups.problems`."""
-        return list(self.groups.problems())
-
-    def misfits(self, experiment: Experiment, silos: int) -> list[str]:
-        """See `Groups.misfits`."""
-        return list(self.groups.misfits(experiment))
-
-    def group_problems(self, names: Sequence[str]) -> list[str]:
-        """The data must have these groups."""
-        return list(self.groups.unknown(names))
-
-    def grouped(self, groups: Tensor | None, targets: Tensor) -> Tensor | None:
-        """With labels, of group and class."""
-        return self.groups.of(groups, targets)
-
-    @property
-    def queries(self) -> Mapping[str, NoisyQuery]:
-        """The sums of losses."""
-        return {CHANNEL: self.groups.query}
-
-    def channels(self, size: int) -> Mapping[str, int]:
-        """The change, and the sums of losses."""
-        return {"delta": size, CHANNEL: self.groups.size}
 
     def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         """An even mixture."""

@@ -10,24 +10,20 @@ and the first round have lam = 0; the tail average is Shamir & Zhang's (2013, ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from privacy.queries import NoisyQuery
 from privacy.release import Release
 from strategies import duals
-from strategies.base import Instruction, Reported, Silo, State, Strategy, Update
-from strategies.groups import CHANNEL, Groups
+from strategies.base import Instruction, Reported, Silo, State, Update
+from strategies.groups import Groups, GroupStrategy, zeta_problems
 from strategies.layout import Layout
 from strategies.registry import strategy
 from strategies.schema import key
-
-if TYPE_CHECKING:
-    from strategies.experiment import Experiment
 
 SATURATED = 0.95  # Of the bound: multipliers that reach so far would go on if they could.
 DECAY = 3  # Of the tail average: round t weighs as t^3 does.
@@ -36,7 +32,7 @@ UNBOUNDED = 1e30  # A zeta of infinity, in numbers that can be subtracted.
 
 @strategy("bounded_group_loss")
 @dataclass(frozen=True)
-class BoundedGroupLoss(Strategy):
+class BoundedGroupLoss(GroupStrategy):
     """Rows of a group that loses more than zeta weigh more, by a multiplier that rises as long as it does.
 
     With `bound: 0`, or while no group has passed its zeta, this is FedAvg.
@@ -50,40 +46,9 @@ class BoundedGroupLoss(Strategy):
     dual_rate: float = key(0.5, above=0, help="step size of the multipliers")
     groups: Groups = key(Groups(), help="the groups, and how their losses are asked for")
 
-    @property
-    def heaviest(self) -> float:
-        """See `Groups.heaviest`."""
-        return self.groups.heaviest
-
     def problems(self, *, private: bool) -> list[str]:
         """A bound for all groups or one for each."""
-        found = list(self.groups.problems())
-        if len(self.zeta) not in (1, self.groups.size):
-            found.append(
-                f"strategy.zeta: found {len(self.zeta)} numbers for {self.groups.size} groups; give one, or as many"
-            )
-        return found
-
-    def misfits(self, experiment: Experiment, silos: int) -> list[str]:
-        """See `Groups.misfits`."""
-        return list(self.groups.misfits(experiment))
-
-    def group_problems(self, names: Sequence[str]) -> list[str]:
-        """The data must have these groups."""
-        return list(self.groups.unknown(names))
-
-    def grouped(self, groups: Tensor | None, targets: Tensor) -> Tensor | None:
-        """With labels, of group and class."""
-        return self.groups.of(groups, targets)
-
-    @property
-    def queries(self) -> Mapping[str, NoisyQuery]:
-        """The sums of losses."""
-        return {CHANNEL: self.groups.query}
-
-    def channels(self, size: int) -> Mapping[str, int]:
-        """The change, and the sums of losses."""
-        return {"delta": size, CHANNEL: self.groups.size}
+        return [*super().problems(private=private), *zeta_problems(self.zeta, self.groups)]
 
     def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         """Multipliers of 0; the exponentiated ones start in the middle."""

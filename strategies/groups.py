@@ -7,7 +7,7 @@ u_i = base + c_a n_k / (p_k n_a).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 
 from privacy.queries import NoisyQuery
 from privacy.release import Release
-from strategies.base import MOST_ROWS, Instruction, Reweight, Silo, State, Update
+from strategies.base import MOST_ROWS, Instruction, Reweight, Silo, State, Strategy, Update
 from strategies.schema import key
 
 if TYPE_CHECKING:
@@ -170,6 +170,48 @@ class Groups:
         mean = total / state["counts"]
         kept = self.smooth if self.knows(state) else 0.0
         return after | {"losses": kept * state["losses"] + (1.0 - kept) * mean}
+
+
+class GroupStrategy(Strategy):
+    """What all strategies share that weigh groups; `groups` is a field of each, after its own."""
+
+    groups: Groups
+
+    @property
+    def heaviest(self) -> float:
+        """See `Groups.heaviest`."""
+        return self.groups.heaviest
+
+    def problems(self, *, private: bool) -> list[str]:
+        """See `Groups.problems`."""
+        return list(self.groups.problems())
+
+    def misfits(self, experiment: Experiment, silos: int) -> list[str]:
+        """See `Groups.misfits`."""
+        return list(self.groups.misfits(experiment))
+
+    def group_problems(self, names: Sequence[str]) -> list[str]:
+        """The data must have these groups."""
+        return list(self.groups.unknown(names))
+
+    def grouped(self, groups: Tensor | None, targets: Tensor) -> Tensor | None:
+        """With labels, of group and class."""
+        return self.groups.of(groups, targets)
+
+    @property
+    def queries(self) -> Mapping[str, NoisyQuery]:
+        """The sums of losses."""
+        return {CHANNEL: self.groups.query}
+
+    def channels(self, size: int) -> Mapping[str, int]:
+        """The change, and the sums of losses."""
+        return {"delta": size, CHANNEL: self.groups.size}
+
+
+def zeta_problems(zeta: Sequence[float], groups: Groups) -> Iterator[str]:
+    """A bound for all groups or one for each."""
+    if len(zeta) not in (1, groups.size):
+        yield f"strategy.zeta: found {len(zeta)} numbers for {groups.size} groups; give one, or as many"
 
 
 def by_group(table: Tensor) -> Reweight:

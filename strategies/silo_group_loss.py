@@ -7,7 +7,7 @@ What is averaged are models that are fair in their silos, which is not fair in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ from torch.nn.functional import one_hot
 from privacy.queries import NoisyQuery
 from privacy.release import Release
 from strategies import duals
-from strategies.base import Instruction, Silo, State, Strategy, Update
-from strategies.groups import CHANNEL, Groups, by_group
+from strategies.base import Instruction, Silo, State, Update
+from strategies.groups import CHANNEL, Groups, GroupStrategy, by_group, zeta_problems
 from strategies.registry import strategy
 from strategies.schema import key
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @strategy("silo_group_loss")
 @dataclass(frozen=True)
-class SiloGroupLoss(Strategy):
+class SiloGroupLoss(GroupStrategy):
     """The server half is FedAvg's; no number about groups leaves a silo."""
 
     zeta: tuple[float, ...] = key((0.5,), above=0, help="largest mean loss of a group: one for all, or one per group")
@@ -37,18 +37,9 @@ class SiloGroupLoss(Strategy):
     dual_rate: float = key(0.5, above=0, help="step size of the multipliers")
     groups: Groups = key(Groups(), help="the groups; counts and smooth are not used")
 
-    @property
-    def heaviest(self) -> float:
-        """See `Groups.heaviest`."""
-        return self.groups.heaviest
-
     def problems(self, *, private: bool) -> list[str]:
         """A bound for all groups or one for each."""
-        if len(self.zeta) not in (1, self.groups.size):
-            return [
-                f"strategy.zeta: found {len(self.zeta)} numbers for {self.groups.size} groups; give one, or as many"
-            ]
-        return []
+        return list(zeta_problems(self.zeta, self.groups))
 
     def misfits(self, experiment: Experiment, silos: int) -> list[str]:
         """Row counts as weights are for silos that are not private."""
@@ -57,19 +48,15 @@ class SiloGroupLoss(Strategy):
             return ["strategy.groups.weighting: 'examples' counts private rows; use 'uniform'"]
         return []
 
-    def group_problems(self, names: Sequence[str]) -> list[str]:
-        """The data must have these groups."""
-        return list(self.groups.unknown(names))
-
-    def grouped(self, groups: Tensor | None, targets: Tensor) -> Tensor | None:
-        """With labels, of group and class."""
-        return self.groups.of(groups, targets)
-
     @property
     def queries(self) -> Mapping[str, NoisyQuery]:
         """The sums of losses, and the counts beside them in the same units: a row is in one of each."""
         one = self.groups
         return {CHANNEL: NoisyQuery(2 * one.size, 2**0.5 * one.loss_clip, one.noise_multiplier)}
+
+    def channels(self, size: int) -> Mapping[str, int]:
+        """The change alone."""
+        return {"delta": size}
 
     def personal(self, size: int) -> Mapping[str, int]:
         """The silo's multipliers."""

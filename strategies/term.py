@@ -8,62 +8,27 @@ gradient is that of sum_a (n_a / n) exp(t (L_a - R)) L_a at the tilted loss R.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from privacy.queries import NoisyQuery
 from privacy.release import Release
-from strategies.base import Instruction, Reported, Silo, State, Strategy, Update
-from strategies.groups import CHANNEL, Groups
+from strategies.base import Instruction, Reported, Silo, State, Update
+from strategies.groups import Groups, GroupStrategy
 from strategies.layout import Layout
 from strategies.registry import strategy
 from strategies.schema import key
 
-if TYPE_CHECKING:
-    from strategies.experiment import Experiment
-
 
 @strategy("term")
 @dataclass(frozen=True)
-class TERM(Strategy):
+class TERM(GroupStrategy):
     """A tilt of 0 is the mean over rows; the larger it is, the more the worst group decides."""
 
     tilt: float = key(1.0, at_least=0.0, help="t: 0 is the mean loss, infinity would be the worst group's")
     groups: Groups = key(Groups(), help="the groups, and how their losses are asked for")
-
-    @property
-    def heaviest(self) -> float:
-        """See `Groups.heaviest`."""
-        return self.groups.heaviest
-
-    def problems(self, *, private: bool) -> list[str]:
-        """See `Groups.problems`."""
-        return list(self.groups.problems())
-
-    def misfits(self, experiment: Experiment, silos: int) -> list[str]:
-        """See `Groups.misfits`."""
-        return list(self.groups.misfits(experiment))
-
-    def group_problems(self, names: Sequence[str]) -> list[str]:
-        """The data must have these groups."""
-        return list(self.groups.unknown(names))
-
-    def grouped(self, groups: Tensor | None, targets: Tensor) -> Tensor | None:
-        """With labels, of group and class."""
-        return self.groups.of(groups, targets)
-
-    @property
-    def queries(self) -> Mapping[str, NoisyQuery]:
-        """The sums of losses."""
-        return {CHANNEL: self.groups.query}
-
-    def channels(self, size: int) -> Mapping[str, int]:
-        """The change, and the sums of losses."""
-        return {"delta": size, CHANNEL: self.groups.size}
 
     def init(self, model: Tensor, rng: torch.Generator, layout: Layout) -> State:
         """No group has lost anything yet, so none is tilted to."""

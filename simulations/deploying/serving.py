@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.checkpoint import atomic_write
+from privacy.durable import atomic_write
 from server.loop import RoundResult
 from server.post import Post
 from simulations.commands import FAILED, OK

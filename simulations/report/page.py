@@ -37,7 +37,7 @@ def write_report(folder: Path) -> Path:
         ReportError: the folder holds no result, or what it holds is not what a run writes.
         ConfigError: experiment.yaml cannot be read.
     """
-    from server.checkpoint import atomic_write  # It imports torch, which reading a folder does not need.
+    from privacy.durable import atomic_write
 
     path, text = folder / "report.html", page(read_run(folder))
     atomic_write(path, text.encode())

@@ -185,7 +185,7 @@ class Cells:
             return None
 
     def _remember(self, key: str, wanted: Wanted, cell: Cell) -> None:
-        from server.checkpoint import atomic_write
+        from privacy.durable import atomic_write
 
         self.computed += 1
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def summary(name: str, findings: Findings, *, seeds: Sequence[int], seconds: flo
 
 def write(folder: Path, about: str, said: Mapping[str, Any], findings: Findings, command: Sequence[str]) -> None:
     """Writes the folder; what an earlier run of the study left there is replaced."""
-    from server.checkpoint import atomic_write
+    from privacy.durable import atomic_write
     from simulations.results import versions
 
     folder.mkdir(parents=True, exist_ok=True)

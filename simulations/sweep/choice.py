@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.checkpoint import atomic_write
+from privacy.durable import atomic_write
 from simulations.report.page import write_report
 from simulations.report.words import number
 from simulations.sweep.memory import DONE, WITHHELD, privacy, remember

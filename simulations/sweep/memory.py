@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from client.tables import Table
-from server.checkpoint import atomic_write
+from privacy.durable import atomic_write
 from server.store import StoreError
 from simulations.sweep.plan import Drawn, Price, Spec, settings
 from simulations.sweep.sweep import Sweep, prepared

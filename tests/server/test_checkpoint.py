@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.checkpoint import Checkpoint, CheckpointError, atomic_write, read, write
+from privacy.durable import atomic_write
+from server.checkpoint import Checkpoint, CheckpointError, read, write
 
 SMALL = Checkpoint(3, {"model": torch.tensor([1.5, -2.0]), "step": torch.tensor(7)}, {"line": "{}", "seq": 5})
 
