@@ -23,9 +23,9 @@ from client.single import SingleTrainer
 from client.stacked import StackedTrainer
 from client.stacked_adapters import StackedAdapters
 from privacy import streams
+from privacy.contributions import Contributions, Partial
 from privacy.local import LocalNoise
 from privacy.mechanism import Mechanism
-from privacy.release import Contributions, Partial
 from privacy.steps import NoisySteps
 from strategies.base import (
     Correction,

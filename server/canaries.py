@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from privacy.audit import LENGTH, direction
+from privacy.contributions import Contributions, Partial
 from privacy.local import CANARY, LocalNoise
 from privacy.mechanism import GaussianSum, Mechanism
-from privacy.release import Contributions, Partial
 from server.link import Link, Request
 from server.participation import Participation
 from strategies.base import Evaluation, Instruction, Split

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
+from privacy.contributions import Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Partial
 from strategies.base import Evaluation, Instruction, Split, State, Strategy
 
 

@@ -308,7 +308,7 @@ MUTANTS = (
     ),
     Mutant(
         "clip after the sum",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "self.sums[name] += (factors * weights[good]) @ vectors",
         "self.sums[name] += float(mechanism.factors((weights[good] @ vectors).norm())) * (weights[good] @ vectors)",
     ),
@@ -326,13 +326,13 @@ MUTANTS = (
     ),
     Mutant(
         "weights above 1 pass",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "heaviest = 1.0 if private",
         "heaviest = 10.0 if private",
     ),
     Mutant(
         "updates that are not finite pass",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "finite &= torch.isfinite(norm)",
         "finite &= True",
     ),
@@ -638,7 +638,7 @@ MUTANTS = (
     ),
     Mutant(
         "value of a refused weight shown",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "reason = _unusable(bool(finite[place]), heaviest)",
         'reason = f"weight {float(weights[place])!r} is not in [0, 1]"',
     ),
@@ -1487,7 +1487,7 @@ MUTANTS = (
     ),
     Mutant(
         "revealed: without the clip",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "seen[name] = (factors.unsqueeze(-1) * vectors).float()",
         "seen[name] = vectors.float()",
     ),
@@ -2249,13 +2249,13 @@ MUTANTS = (
     ),
     Mutant(
         "hostile strategies: a silo counts as often as it answers",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "elif reason is None and silo in self._answered:",
         "elif False:",
     ),
     Mutant(
         "hostile strategies: any weight without privacy",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "heaviest = 1.0 if private else self.heaviest",
         "heaviest = 1.0 if private else math.inf",
     ),

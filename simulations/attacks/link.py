@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from client.host import SiloHost, Trained
+from privacy.contributions import Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Partial
 from server.link import Link, Request
 from simulations.attacks.poison import Poisoner
 from simulations.attacks.roles import Roles

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from privacy.contributions import Partial
 from privacy.events import Event
 from privacy.ledger import Ledger, LedgerError
 from privacy.mechanism import Mechanism
-from privacy.release import Partial
 from server.link import Link, Request
 from simulations.example_privacy import NEIGHBOURS, UNIT, groups
 from strategies.base import Evaluation, Instruction, Split

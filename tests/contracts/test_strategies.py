@@ -18,9 +18,10 @@ from client.examples import Examples, Shards
 from client.host import Session, SiloHost, Trained
 from client.personal import PersonalStore
 from privacy import streams
+from privacy.contributions import Partial
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise
-from privacy.release import Collector, Partial
+from privacy.release import Collector
 from server.checkpoint import Checkpoint, read, write
 from server.link import by_tier
 from strategies.base import Instruction, State, Strategy, Update
