@@ -1763,13 +1763,13 @@ MUTANTS = (
     ),
     Mutant(
         "personal privacy: a query is asked again for nothing",
-        "client/host.py",
+        "client/session.py",
         "or name in self._asked:",
         "or False:",
     ),
     Mutant(
         "personal privacy: a query outside of rounds",
-        "client/host.py",
+        "client/session.py",
         'if host.dpsgd is not None and not self._training:\n            raise ValueError(f"query',
         'if False:\n            raise ValueError(f"query',
     ),

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from client.examples import Examples, Shards
-from client.host import Session, SiloHost
+from client.host import SiloHost
 from client.personal import PersonalStore
+from client.session import Session
 from privacy.contributions import Failure
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from strategies.base import Evaluation, Instruction, Silo, Strategy, Update

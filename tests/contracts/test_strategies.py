@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from client.examples import Examples, Shards
-from client.host import Session, SiloHost, Trained
+from client.host import SiloHost, Trained
 from client.personal import PersonalStore
+from client.session import Session
 from privacy import streams
 from privacy.contributions import Partial
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
