@@ -58,6 +58,7 @@ class Partial:
         losses: mean training loss of each silo that reports one; private.
         votes: sums of the votes on clip norms, of the channels that have them; private.
         revealed: the updates one by one, where the strategy must see them.
+        seconds: that each silo took, for monitoring.
     """
 
     chunk: int
@@ -71,6 +72,7 @@ class Partial:
     losses: tuple[float, ...] = ()
     votes: Mapping[str, float] = field(default_factory=dict)
     revealed: Revealed | None = None
+    seconds: tuple[float, ...] = field(default=(), compare=False)
 
 
 @dataclass
@@ -355,6 +357,7 @@ class Tally:
     bytes: int = 0
     failures: list[Failure] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     def add(self, partial: Partial) -> None:
         """Counts one chunk."""
@@ -365,3 +368,4 @@ class Tally:
         self.bytes += partial.bytes
         self.failures += partial.failures
         self.losses += partial.losses
+        self.seconds += partial.seconds
