@@ -39,6 +39,7 @@ from simulations.engines.local import LocalLink
 from simulations.engines.pool import PoolLink
 from simulations.folders import default_folder, require_room, usable
 from simulations.local_privacy import noise_source, protection
+from simulations.metrics.inline import endpoint
 from simulations.preparing import prepare
 from simulations.shipped import find
 from strategies.backbones import frozen_digest
@@ -135,6 +136,8 @@ class ActiveRun:
             """Who is malicious; None where nobody is."""
             self.link = opened.enter_context(closing(self._link(plugins)))
             self.training = self._training()
+            self.inline = opened.enter_context(endpoint(experiment.metrics, folder))
+            """The endpoint of this run's metrics, where it has one."""
             self._opened = opened.pop_all()
         self.stopped: str | None = None
         """Why the run ended before its last round: `budget: ...` or `interrupted`."""
