@@ -55,6 +55,7 @@ class Partial:
         losses: mean training loss of each silo that reports one; private.
         votes: sums of the votes on clip norms, of the channels that have them; private.
         revealed: the updates one by one, where the strategy must see them.
+        seconds: that each silo took, for monitoring.
     """
 
     chunk: int
@@ -68,6 +69,7 @@ class Partial:
     losses: tuple[float, ...] = ()
     votes: Mapping[str, float] = field(default_factory=dict)
     revealed: Revealed | None = None
+    seconds: tuple[float, ...] = field(default=(), compare=False)
 
 
 @dataclass

@@ -145,6 +145,7 @@ class Tally:
     bytes: int = 0
     failures: list[Failure] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     def add(self, partial: Partial) -> None:
         """Counts one chunk."""
@@ -155,3 +156,4 @@ class Tally:
         self.bytes += partial.bytes
         self.failures += partial.failures
         self.losses += partial.losses
+        self.seconds += partial.seconds

@@ -119,6 +119,7 @@ class PoolLink:
                 bytes=answer["bytes"],
                 failures=tuple(Failure(silo, reason) for silo, reason in answer["failures"]),
                 losses=tuple(answer["losses"]),
+                seconds=tuple(answer["seconds"]),
                 votes=answer["votes"],
                 revealed=None if self._rows is None else self._rows.take(answer["slot"], answer["revealed"]),
             )

@@ -96,6 +96,7 @@ def test_personal_models_are_tested_and_validated_beside_what_a_new_silo_gets(da
     assert found["test"]["mse"] == found["validation"]["mse"] == 100.0
     assert found["new_silo"]["mse"] == 400.0
     assert found["per_silo"] == found["test"]["per_silo"] == {"p10": 100.0, "p50": 100.0, "p90": 100.0}
+    assert found["personalization_gap"] == {"p10": -300.0, "p50": -300.0, "p90": -300.0}  # Own less new; less error.
 
 
 def test_who_was_never_asked_is_served_as_a_new_silo_is(data: Path, tmp_path: Path) -> None:
@@ -118,4 +119,4 @@ def test_strict_metrics_hold_all_of_it_back(data: Path, tmp_path: Path) -> None:
     found = metrics(data, tmp_path / "run", privacy={"silo": silo})
     assert found == {"mse": None, "loss": None, "per_silo": None}
     shown = metrics(data, tmp_path / "shown", privacy={"silo": silo}, metrics={"privacy": "research"})
-    assert set(shown) == {"mse", "loss", "per_silo", "test", "validation", "new_silo"}
+    assert set(shown) == {"mse", "loss", "per_silo", "test", "validation", "new_silo", "personalization_gap"}
