@@ -2698,6 +2698,24 @@ MUTANTS = (
         "while left := []:",
     ),
     Mutant(
+        "processes: one outlives a parent that is killed",
+        "simulations/deploying/bound.py",
+        "signal.SIGKILL, 0, 0, 0)",
+        "0, 0, 0, 0)",
+    ),
+    Mutant(
+        "processes: an orphan begins",
+        "simulations/deploying/bound.py",
+        "if os.getppid() != parent:",
+        "if False:",
+    ),
+    Mutant(
+        "processes: one is tied to a thread",
+        "simulations/deploying/processes.py",
+        "if threading.current_thread() is not threading.main_thread():",
+        "if False:",
+    ),
+    Mutant(
         "office: the silo's charge left out",
         "client/engagement.py",
         "self._paid += self.purse.charge(task.round, task.attempt)",
