@@ -44,6 +44,30 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "meaning: guesses without delta",
+        "privacy/meaning.py",
+        "return (1 - delta) / (1 + math.exp(min(epsilon, _MOST)))",
+        "return 1 / (1 + math.exp(min(epsilon, _MOST)))",
+    ),
+    Mutant(
+        "meaning: accusations without the second error",
+        "privacy/meaning.py",
+        "most = min(most, power * accused + delta, 1 - (1 - delta - accused) / power)",
+        "most = min(most, power * accused + delta)",
+    ),
+    Mutant(
+        "meaning: accusations without delta",
+        "privacy/meaning.py",
+        "most = min(most, power * accused + delta, 1 - (1 - delta - accused) / power)",
+        "most = min(most, power * accused, 1 - (1 - delta - accused) / power)",
+    ),
+    Mutant(
+        "meaning: odds that shrink",
+        "privacy/meaning.py",
+        "return 1 / (1 + (1 - prior) / prior * math.exp(-epsilon))",
+        "return 1 / (1 + (1 - prior) / prior * math.exp(epsilon))",
+    ),
+    Mutant(
         "noise off",
         "privacy/mechanism.py",
         "return noised(total, self.std, source.normals(total.numel(), *stream))",
