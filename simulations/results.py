@@ -21,17 +21,27 @@ from server.loop import final_epsilon
 from server.loop import served as served_by
 from server.rows import finite
 from server.turns import charged
-from simulations import auditing, certificates, channels, evaluation, example_privacy, group_metrics, local_privacy
+from simulations import (
+    auditing,
+    certificates,
+    channels,
+    evaluation,
+    example_privacy,
+    group_metrics,
+    local_privacy,
+    reproducing,
+)
 from simulations.attacks import measuring
 from simulations.engines import setup
 from strategies.base import Guard, Reported
+from strategies.experiment import digest
 from strategies.guarded import Guarded
 
 if TYPE_CHECKING:
     from simulations.running import ActiveRun
 
 MODEL = "model.safetensors"
-PACKAGES = ("torch", "numpy", "opacus", "dp-accounting", "safetensors", "cryptography")
+PACKAGES = ("torch", "flwr", "numpy", "opacus", "dp-accounting", "safetensors", "cryptography")
 
 
 def finish(active: ActiveRun) -> dict[str, Any]:
@@ -57,6 +67,8 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
         "standardize": None if active.released is None else asdict(active.released),
         "versions": versions(),
+        "digest": digest(experiment),
+        "command": reproducing.command(experiment, active.plugins),
         "strategy_report": _reported({**experiment.strategy.report(state), **certificates.certified(active, state)}),
         "stopped": active.stopped,
         "silos": len(active.federation.train),
@@ -218,8 +230,9 @@ def _stamps(active: ActiveRun) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide numbers."""
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    """Of confide itself, of Python and of the packages that decide numbers."""
+    own = {"confide": f"{version('confide')} (source {reproducing.source()[:12]})", "python": platform.python_version()}
+    return own | {package: version(package) for package in PACKAGES}
 
 
 def _number(value: float) -> float | None:

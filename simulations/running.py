@@ -99,6 +99,7 @@ class ActiveRun:
         federation: Federation | None = None,
     ) -> None:
         self.experiment, self.folder, self._connect = experiment, folder, connect
+        self.plugins = tuple(plugins)
         if experiment.engine.kind == "flower" and connect is None:
             raise ConfigError([UNCONNECTED])
         self.noise = noise_source(experiment)
