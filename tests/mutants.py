@@ -1578,14 +1578,14 @@ MUTANTS = (
     Mutant(
         "stacked: silos of uneven lengths come back in another order",
         "client/stacked.py",
-        "return vectors[back]",
-        "return vectors",
+        "return torch.cat(vectors)[back]",
+        "return torch.cat(vectors)",
     ),
     Mutant(
         "stacked: a silo with steps left stops",
-        "client/stacked.py",
-        "active = int((count > 0).sum())",
-        "active = max(1, int((count > 0).sum()) - 1)",
+        "client/batches.py",
+        "(counts > 0).sum(0).tolist()",
+        "((counts > 0).sum(0) - 1).clip(1).tolist()",
     ),
     Mutant(
         "stacked adapters: the signal passes the base alone",
@@ -2326,10 +2326,22 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "a silo is padded as the longest of its stack is",
+        "client/batches.py",
+        "np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)",
+        "np.split(order, [])",
+    ),
+    Mutant(
+        "the last batch of an epoch is padded to the longest of its step",
+        "client/batches.py",
+        "padded(counts.max(0, initial=0)).tolist()",
+        "counts.max(0, initial=0).tolist()",
+    ),
+    Mutant(
         "reweight: silos of a stack swap their weights",
         "client/stacked.py",
-        "if plan.full or correct is not None or reweight is not None:",
-        "if plan.full or correct is not None:",
+        "if correct is not None or reweight is not None or plan.full:",
+        "if correct is not None or plan.full:",
     ),
     Mutant(
         "groups: sums are clipped at twice what is priced",
