@@ -2698,6 +2698,30 @@ MUTANTS = (
         "while left := []:",
     ),
     Mutant(
+        "registering: who was let in once may always join",
+        "simulations/deploying/registering.py",
+        "if number not in stay:",
+        "if False:",
+    ),
+    Mutant(
+        "registering: a revoked key is forgotten",
+        "simulations/deploying/registering.py",
+        "elif known[text] is None:",
+        "elif False:",
+    ),
+    Mutant(
+        "silos: too long by how much is not said",
+        "client/answers.py",
+        "for name, factor in factors.items() if factor < 1}",
+        "for name, factor in factors.items() if factor < 0}",
+    ),
+    Mutant(
+        "scraping: an exporter that does not close its port",
+        "simulations/metrics/serving.py",
+        "server.server_close()",
+        "pass",
+    ),
+    Mutant(
         "processes: one outlives a parent that is killed",
         "simulations/deploying/bound.py",
         "signal.SIGKILL, 0, 0, 0)",
