@@ -75,6 +75,8 @@ class Engagement:
             )
         with training():
             self.host = opened.host(folder / PERSONAL)
+        self.told: Mapping[str, object] = {}
+        """What the silo's own log says of the last task to train, beside what was asked; private."""
         self._paid: list[Entry] = []
 
     def train(self, task: Task) -> bytes:
@@ -83,6 +85,7 @@ class Engagement:
         Raises:
             Refused: over, against the policy, beyond the budget, or it failed.
         """
+        self.told = {}
         match self.memory.judge(task.round, task.attempt):
             case "same":
                 return self.memory.answer
@@ -101,6 +104,7 @@ class Engagement:
             self._paid += self.purse.charge(task.round, task.attempt)
         started = time.monotonic()
         found = self._trained(task)
+        self.told = {"clipped": {name: round(times, 3) for name, times in found.longer.items()}} if found.longer else {}
         data = encode(self._reply(task, found, seconds=time.monotonic() - started), values=self.opened.values)
         if self.host.personal is not None:
             self.host.personal.flush()

@@ -66,7 +66,8 @@ class Office:
                 if cancelled():
                     raise Refused("deadline", "nobody waited for this task any more; it was not begun")
                 answer = self._answer(task)
-                self._note(task, "answered")
+                run = self._runs.get(task.run) if task.kind == "train" else None
+                self._note(task, "answered", **({} if run is None else run.told))
             finally:
                 self._lock.release()
             return answer

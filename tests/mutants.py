@@ -2734,6 +2734,30 @@ MUTANTS = (
         "while left := []:",
     ),
     Mutant(
+        "registering: who was let in once may always join",
+        "simulations/deploying/registering.py",
+        "if number not in stay:",
+        "if False:",
+    ),
+    Mutant(
+        "registering: a revoked key is forgotten",
+        "simulations/deploying/registering.py",
+        "elif known[text] is None:",
+        "elif False:",
+    ),
+    Mutant(
+        "silos: too long by how much is not said",
+        "client/answers.py",
+        "for name, factor in factors.items() if factor < 1}",
+        "for name, factor in factors.items() if factor < 0}",
+    ),
+    Mutant(
+        "scraping: an exporter that does not close its port",
+        "simulations/metrics/serving.py",
+        "server.server_close()",
+        "pass",
+    ),
+    Mutant(
         "processes: one outlives a parent that is killed",
         "simulations/deploying/bound.py",
         "signal.SIGKILL, 0, 0, 0)",
@@ -2892,7 +2916,7 @@ MUTANTS = (
     Mutant(
         "office: an answer that is not logged",
         "client/office.py",
-        'self._note(task, "answered")',
+        'self._note(task, "answered", **({} if run is None else run.told))',
         "pass",
     ),
     Mutant(

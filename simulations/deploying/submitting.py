@@ -20,7 +20,8 @@ from server.loop import RoundResult
 from server.store import StoreError
 from simulations import accounts
 from simulations.commands import OK, REFUSED
-from simulations.deploying.flower import flwr, last_json, quoted
+from simulations.deploying.flower import flwr, quoted
+from simulations.deploying.registering import last_json
 from simulations.deploying.serving import STOP
 from simulations.folders import usable
 from simulations.running import Outcome
