@@ -241,5 +241,9 @@ def test_code_on_the_other_side_of_the_socket_reaches_neither_rows_nor_ledger(
         assert process.poll() is None
         assert not (folder / "pickled").exists()
         assert said(ask(folder, hostile_tasks()[3])).status == "ok"  # It still answers whoever keeps to the policy.
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        assert str(int(MARK)) not in process.stderr.read()
     assert stat.S_IMODE((folder / "own" / "audit.jsonl").stat().st_mode) == 0o600
     assert spent(folder) == [Gaussian(2.0)] * 2  # For the rounds that failed in training: what was begun is paid.
