@@ -429,8 +429,8 @@ MUTANTS = (
     Mutant(
         "other runs are not counted",
         "privacy/account.py",
-        "if entry.unit != self.unit or entry.event is None:",
-        "if entry.run != self.run or entry.unit != self.unit or entry.event is None:",
+        "if entry.unit == self.unit and entry.event is not None]",
+        "if entry.run == self.run and entry.unit == self.unit and entry.event is not None]",
     ),
     Mutant(
         "resumed run not charged elsewhere",
@@ -1386,8 +1386,8 @@ MUTANTS = (
     Mutant(
         "the filter's order follows the later runs",
         "privacy/account.py",
-        "if len(runs) < 2:\n                first.add",
-        "if True:\n                first.add",
+        "if len(runs) < 2:\n            first.add",
+        "if True:\n            first.add",
     ),
     Mutant(
         "a price of a lone run kept for several",
@@ -2456,8 +2456,8 @@ MUTANTS = (
     Mutant(
         "metrics: anybody may come from anywhere",
         "simulations/metrics/serving.py",
-        "if certificates is None and not _loopback(address):",
-        "if False and not _loopback(address):",
+        "if certificates is None and not local:",
+        "if False and not local:",
     ),
     Mutant(
         "metrics: clients without a certificate are let in",
@@ -2916,7 +2916,7 @@ MUTANTS = (
     Mutant(
         "office: an answer that is not logged",
         "client/office.py",
-        'self._note(task, "answered", **({} if run is None else run.told))',
+        'self._note(task, "answered", received=len(data), sent=len(answer))',
         "pass",
     ),
     Mutant(
