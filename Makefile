@@ -64,7 +64,7 @@ bench: $(STAMP)  ## how fast rounds are, against a plain PyTorch loop
 
 figures: export OMP_NUM_THREADS := 1
 figures: $(STAMP)  ## run the studies whose pictures the README shows, and put those in their place (three hours)
-	@for name in flasc mr_mtl mean_estimation bounded_group_loss shadow_learning scoreboard; do \
+	@for name in reading_epsilon flasc mr_mtl mean_estimation bounded_group_loss shadow_learning scoreboard; do \
 		$(BIN)/confide study $$name --workers $(JOBS) --out runs/figures-$$name || test $$? -eq 1 || exit 1; \
 		cp runs/figures-$$name/*.svg simulations/studies/figures/ || exit 1; \
 	done

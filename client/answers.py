@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from client.host import SiloHost
+from privacy.contributions import Contributions
 from privacy.mechanism import Mechanism
-from privacy.release import Contributions
 from strategies.base import Instruction
 from strategies.traffic import crowded
 

@@ -26,6 +26,8 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {"store": 0.0}
+        self.trained: list[float] = []
+        """Seconds of each silo, where they may be recorded."""
         self._mark = time.perf_counter()
 
     def begin(self) -> None:

@@ -247,6 +247,8 @@ class Metrics:
 
     privacy: Literal["strict", "research"] = key("strict", help="strict: only what is public or noised; research: all")
     every: int = key(1, at_least=1, help="evaluate every so many rounds")
+    inline: bool = key(False, help="serve the metrics of this run on loopback while it lasts; of a single local run")
+    port: int = key(9464, at_least=0, at_most=65535, help="inline: its port; 0 takes a free one")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,30 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "meaning: guesses without delta",
+        "privacy/meaning.py",
+        "return (1 - delta) / (1 + math.exp(min(epsilon, _MOST)))",
+        "return 1 / (1 + math.exp(min(epsilon, _MOST)))",
+    ),
+    Mutant(
+        "meaning: accusations without the second error",
+        "privacy/meaning.py",
+        "most = min(most, power * accused + delta, 1 - (1 - delta - accused) / power)",
+        "most = min(most, power * accused + delta)",
+    ),
+    Mutant(
+        "meaning: accusations without delta",
+        "privacy/meaning.py",
+        "most = min(most, power * accused + delta, 1 - (1 - delta - accused) / power)",
+        "most = min(most, power * accused, 1 - (1 - delta - accused) / power)",
+    ),
+    Mutant(
+        "meaning: odds that shrink",
+        "privacy/meaning.py",
+        "return 1 / (1 + (1 - prior) / prior * math.exp(-epsilon))",
+        "return 1 / (1 + (1 - prior) / prior * math.exp(epsilon))",
+    ),
+    Mutant(
         "noise off",
         "privacy/mechanism.py",
         "return noised(total, self.std, source.normals(total.numel(), *stream))",
@@ -308,7 +332,7 @@ MUTANTS = (
     ),
     Mutant(
         "clip after the sum",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "self.sums[name] += (factors * weights[good]) @ vectors",
         "self.sums[name] += float(mechanism.factors((weights[good] @ vectors).norm())) * (weights[good] @ vectors)",
     ),
@@ -326,13 +350,13 @@ MUTANTS = (
     ),
     Mutant(
         "weights above 1 pass",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "heaviest = 1.0 if private",
         "heaviest = 10.0 if private",
     ),
     Mutant(
         "updates that are not finite pass",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "finite &= torch.isfinite(norm)",
         "finite &= True",
     ),
@@ -638,7 +662,7 @@ MUTANTS = (
     ),
     Mutant(
         "value of a refused weight shown",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "reason = _unusable(bool(finite[place]), heaviest)",
         'reason = f"weight {float(weights[place])!r} is not in [0, 1]"',
     ),
@@ -1487,7 +1511,7 @@ MUTANTS = (
     ),
     Mutant(
         "revealed: without the clip",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "seen[name] = (factors.unsqueeze(-1) * vectors).float()",
         "seen[name] = vectors.float()",
     ),
@@ -1763,13 +1787,13 @@ MUTANTS = (
     ),
     Mutant(
         "personal privacy: a query is asked again for nothing",
-        "client/host.py",
+        "client/session.py",
         "or name in self._asked:",
         "or False:",
     ),
     Mutant(
         "personal privacy: a query outside of rounds",
-        "client/host.py",
+        "client/session.py",
         'if host.dpsgd is not None and not self._training:\n            raise ValueError(f"query',
         'if False:\n            raise ValueError(f"query',
     ),
@@ -2249,13 +2273,13 @@ MUTANTS = (
     ),
     Mutant(
         "hostile strategies: a silo counts as often as it answers",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "elif reason is None and silo in self._answered:",
         "elif False:",
     ),
     Mutant(
         "hostile strategies: any weight without privacy",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "heaviest = 1.0 if private else self.heaviest",
         "heaviest = 1.0 if private else math.inf",
     ),
@@ -2696,6 +2720,24 @@ MUTANTS = (
         "simulations/deploying/processes.py",
         "while left := self.family():",
         "while left := []:",
+    ),
+    Mutant(
+        "processes: one outlives a parent that is killed",
+        "simulations/deploying/bound.py",
+        "signal.SIGKILL, 0, 0, 0)",
+        "0, 0, 0, 0)",
+    ),
+    Mutant(
+        "processes: an orphan begins",
+        "simulations/deploying/bound.py",
+        "if os.getppid() != parent:",
+        "if False:",
+    ),
+    Mutant(
+        "processes: one is tied to a thread",
+        "simulations/deploying/processes.py",
+        "if threading.current_thread() is not threading.main_thread():",
+        "if False:",
     ),
     Mutant(
         "office: the silo's charge left out",

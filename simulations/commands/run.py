@@ -139,6 +139,8 @@ def _train(args: argparse.Namespace, experiment: Experiment, folder: Path, *, re
     try:
         opened = ActiveRun(experiment, folder, resume=resume, plugins=args.plugins, table=rows)
         with opened as active, Interrupt() as interrupt:
+            if active.inline.line and not (args.quiet and active.inline.port):
+                print(f"confide: {active.inline.line}", file=sys.stderr, flush=True)
             rounds, done = experiment.rounds, len(active.store.rows())
             with watch(rounds, done=done, quiet=args.quiet) as show:
                 train(active, show, stop=interrupt.asked)

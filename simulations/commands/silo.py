@@ -64,8 +64,8 @@ def execute(args: argparse.Namespace) -> int:
     from client.daemon import Daemon
     from client.device import chosen
     from client.office import Office
-    from simulations.cli import version
     from simulations.deploying.opening import Opener
+    from simulations.version import version
 
     chosen(args.device)  # A device that is not here is found before anybody asks.
     torch.set_num_threads(args.threads)

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from server.book import Book
 from server.link import Link
+from server.monitor import CountedPost
 from server.post import Answer, Post
 from server.remote import RemoteLink, Terms
 from simulations.data.federation import Federation
@@ -61,11 +62,13 @@ def connect(post: Post) -> Callable[[ActiveRun], Link]:
     Raises:
         CertificateError: the key cannot be used.
     """
+    counted = CountedPost(post)
+    post = counted
     if path := os.environ.get(SIGNING):
         post = SignedPost(post, signing_key(Path(path)))
 
     def link(active: ActiveRun) -> Link:
-        return RemoteLink(post, Book(active.folder / BOOK), terms(active))
+        return RemoteLink(post, Book(active.folder / BOOK), terms(active), counted=counted)
 
     return link
 

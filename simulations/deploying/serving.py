@@ -107,7 +107,7 @@ def _logged() -> Iterator[None]:
 @contextmanager
 def _told(path: str) -> Iterator[None]:
     """Notes how a run ended in a file; an error that a user can mend is one line there, and in the log."""
-    from simulations.cli import codes
+    from simulations.exits import codes
 
     try:
         yield

@@ -17,6 +17,7 @@ from simulations.report.silos import silos_section
 from simulations.report.style import CSS
 from simulations.report.tables import cut, facts
 from simulations.report.words import duration, number, score, size, small
+from simulations.words.privacy import READ_MORE
 
 __all__ = ["ReportError", "document", "page", "write_report"]
 
@@ -75,7 +76,7 @@ def document(title: str, body: Html) -> Html:
 
 
 def _body(run: Run, main: Html) -> Html:
-    footer = "Written by confide from result.json, rounds.jsonl and experiment.yaml beside this page."
+    footer = f"Written by confide from result.json, rounds.jsonl and experiment.yaml beside this page. {READ_MORE}"
     return element("body", {}, _header(run), main, element("footer", {}, footer))
 
 

@@ -43,12 +43,16 @@ class Curve:
         points: (x, y), x rising.
         spread: half the height of the band at each point, or empty.
         dots: whether every point is marked.
+        bars: an interval (low, high) at each point, or empty.
+        line: whether the points are joined.
     """
 
     label: str
     points: Sequence[Point]
     spread: Sequence[float] = ()
     dots: bool = False
+    bars: Sequence[tuple[float, float]] = ()
+    line: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def plot(key: str, title: str, *, told: str, curves: Sequence[Curve], x: Axis, y
         element("text", {"x": LEFT, "y": 37}, told),
         *_grid(across, upwards, x.label, y.label),
         *(part for number, curve in enumerate(curves) for part in _drawn(number, curve, across, upwards)),
-        *(part for number, curve in enumerate(curves) for part in _legend(number, curve.label)),
+        *(part for number, curve in enumerate(curves) for part in _legend(number, curve)),
     )
 
 
@@ -177,8 +181,13 @@ def _drawn(number: int, curve: Curve, across: _Scale, upwards: _Scale) -> list[H
         kept = limits[:: max(1, len(limits) // POINTS)]
         edge = [(x, y + wide) for x, y, wide in kept] + [(x, y - wide) for x, y, wide in reversed(kept)]
         parts.append(element("path", {"class": f"band f{colour}", "d": f"M{_path(edge, across, upwards)}Z"}))
-    line = _path(thin(curve.points, POINTS), across, upwards)
-    parts.append(element("path", {"class": f"curve c{colour}", **_dash(number), "d": f"M{line}"}))
+    for (x, _), (low, high) in zip(curve.points, curve.bars):
+        left = _x(across, x)
+        ends: dict[str, Value] = {"x1": left, "x2": left, "y1": _y(upwards, low), "y2": _y(upwards, high)}
+        parts.append(element("line", {**ends, "class": f"curve c{colour}"}))
+    if curve.line:
+        line = _path(thin(curve.points, POINTS), across, upwards)
+        parts.append(element("path", {"class": f"curve c{colour}", **_dash(number), "d": f"M{line}"}))
     if curve.dots:
         for x, y in curve.points:
             place: dict[str, Value] = {"cx": _x(across, x), "cy": _y(upwards, y), "r": 2.6, "class": f"f{colour}"}
@@ -186,13 +195,16 @@ def _drawn(number: int, curve: Curve, across: _Scale, upwards: _Scale) -> list[H
     return parts
 
 
-def _legend(number: int, label: str) -> list[Html]:
+def _legend(number: int, curve: Curve) -> list[Html]:
     column, row = number % LEGEND_COLUMNS, number // LEGEND_COLUMNS
     left = LEFT + column * (WIDTH - LEFT - RIGHT) / LEGEND_COLUMNS
     y = TOP + HEIGHT + 52 + LEGEND_ROW * row
     sample: dict[str, Value] = {"x1": _short(left), "x2": _short(left + 26), "y1": y, "y2": y}
-    named = element("text", {"x": _short(left + 33), "y": y + 4}, label)
-    return [element("line", {**sample, "class": f"curve c{number % COLOURS}", **_dash(number)}), named]
+    named = element("text", {"x": _short(left + 33), "y": y + 4}, curve.label)
+    dot: dict[str, Value] = {"cx": _short(left + 13), "cy": y, "r": 2.6, "class": f"f{number % COLOURS}"}
+    marks = [element("circle", dot)] if curve.dots else []
+    dash = _dash(number) if curve.line else {}  # Bars are never dashed.
+    return [element("line", {**sample, "class": f"curve c{number % COLOURS}", **dash}), *marks, named]
 
 
 def _dash(number: int) -> dict[str, Value]:
@@ -203,7 +215,8 @@ def _dash(number: int) -> dict[str, Value]:
 def _heights(curve: Curve) -> list[float]:
     """All that a curve shows: its points, and its band."""
     wide = curve.spread or [0.0] * len(curve.points)
-    return [y + side * width for (_, y), width in zip(curve.points, wide) for side in (-1, 1)]
+    banded = [y + side * width for (_, y), width in zip(curve.points, wide) for side in (-1, 1)]
+    return [*banded, *(end for bar in curve.bars for end in bar)]
 
 
 def _path(points: Sequence[Point], across: _Scale, upwards: _Scale) -> str:
