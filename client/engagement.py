@@ -97,7 +97,6 @@ class Engagement:
         Raises:
             Refused: over, against the policy, beyond the budget, or it failed.
         """
-        self.told = {}
         match self.memory.judge(task.round, task.attempt):
             case "same":
                 return self.memory.answer

@@ -31,7 +31,8 @@ def served(active: ActiveRun, state: Mapping[str, Tensor], rounds: int) -> dict[
     Returns:
         `test`, `validation` where such rows were held out, and `new_silo` for a strategy with personal models: what
         every silo would be served on its test rows had it never been asked. Each has the score and the loss, weighted
-        by rows, `per_silo`, the spread of scores, and `histograms` of both over silos.
+        by rows, `per_silo`, the spread of scores, and `histograms` of both over silos. Beside them
+        `personalization_gap`, the spread of what a silo's own model scores above a new silo's.
     """
     if not active.records:
         return {}
@@ -62,10 +63,6 @@ def summary(found: Evaluation, metric: str) -> dict[str, Any]:
     }
 
 
-def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{at}": number(float(np.percentile(values, at))) for at in (10, 50, 90)}
-
-
 def histogram(values: Sequence[float], *, whole: bool = False) -> dict[str, Any]:
     """How many silos have a value in which range.
 
@@ -81,6 +78,10 @@ def histogram(values: Sequence[float], *, whole: bool = False) -> dict[str, Any]
     edges = [step / 20 for step in range(21)] if whole else ticks(min(known), max(known), BINS) if known else []
     counts = np.histogram(known, edges)[0].tolist() if known else [0] * max(len(edges) - 1, 0)
     return {"edges": edges, "silos": counts, "beyond": len(values) - len(known)}
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    return {f"p{at}": number(float(np.percentile(values, at))) for at in (10, 50, 90)}
 
 
 def number(value: float) -> float | None:

@@ -95,7 +95,7 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor, 
     if "test" in served:
         measured["per_silo"] = served["test"]["per_silo"]
         if evaluate is None:
-            measured |= served["test"]
+            measured |= {name: served["test"][name] for name in measured}
     guard = active.experiment.strategy.guard(state)
     by_group = group_metrics.served(active.held(rounds), active, predictor, guard, variants)
     return measured | served | ({} if by_group is None else {"groups": by_group})

@@ -30,7 +30,7 @@ def figure(
         "role": "img",
         "aria-labelledby": f"{key}-title {key}-told",
         "height": height,
-        "style": f"width:calc(100% - {left + right}px);margin:8px {right}px 28px {left}px",
+        "style": f"width:calc(100% - {left + right}px);margin:12px {right}px 28px {left}px",
     }
     said = (
         element("title", {"id": f"{key}-title"}, f"{title} ({unit})"),

@@ -35,7 +35,7 @@ def silos_section(run: Run) -> Html:
         return element("section", {}, heading, element("p", {}, WITHHELD))
     if run.metrics.get("per_silo") is None:
         return element("section", {}, heading, element("p", {}, NO_ROWS))
-    charts = [_spread(run, run.metrics["per_silo"]), *_histograms(run)]
+    charts = _histograms(run) or [_spread(run, run.metrics["per_silo"])]
     return element("section", {}, heading, _places(run), element("div", {"class": "charts"}, *charts))
 
 
@@ -76,14 +76,14 @@ def _histograms(run: Run) -> list[Html]:
         if not edges:
             continue
         mean = run.metrics["test"][name]
-        marks = [] if mean is None else [Mark(f"of all rows {number(scale * mean)}", scale * mean)]
+        marks = [] if mean is None else [Mark(f"all rows {number(scale * mean)}", scale * mean)]
         what = {"accuracy": "% correct", "mse": "squared error"}.get(name, "loss")
         beyond = f"; {each['beyond']:,} more are not finite" if each["beyond"] else ""
         charts.append(
             column_chart(
                 f"silos-{name}",
                 f"{TITLES.get(name, 'Loss')} of silos",
-                unit=f"number of silos by {what} on own test rows{beyond}",
+                unit=f"silos, by {what} on their own test rows{beyond}",
                 edges=edges,
                 stacks=[Stack("silos", each["silos"])],
                 marks=[mark for mark in marks if edges[0] <= mark.value <= edges[-1]],
