@@ -22,6 +22,7 @@ from simulations.commands.shared import (
     read_rows,
     seeds_of,
 )
+from simulations.outcomes import spread
 from simulations.words import audit as audit_words
 from strategies.schema import ConfigError
 
@@ -120,7 +121,7 @@ def _many(args: argparse.Namespace, experiment: Experiment, folder: Path, seeds:
             break
     results = [outcome.result for outcome in outcomes]
     if args.format == "json":
-        mean, std = summary.spread(results)
+        mean, std = spread(results)
         print(output.document({"runs": results, "mean": mean, "std": std}))
     elif results:
         print(f"{summary.seeds_table(results)}\n\nrun folders  {folder}/seed-*")

@@ -26,8 +26,12 @@ SHOWN_NOTES = 50
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write_report(folder: Path) -> Path:
-    """Writes report.html from result.json, rounds.jsonl and experiment.yaml of a run's folder; returns its path.
+def write_report(folder: Path, path: Path | None = None) -> Path:
+    """Writes a page from result.json, rounds.jsonl and experiment.yaml of a run's folder; returns its path.
+
+    Args:
+        folder: of the run.
+        path: of the page; None: report.html in the folder.
 
     Raises:
         ReportError: the folder holds no result, or what it holds is not what a run writes.
@@ -35,8 +39,8 @@ def write_report(folder: Path) -> Path:
     """
     from privacy.durable import atomic_write
 
-    path, text = folder / "report.html", page(read_run(folder))
-    atomic_write(path, text.encode())
+    path = folder / "report.html" if path is None else path
+    atomic_write(path, page(read_run(folder)).encode())
     return path
 
 
