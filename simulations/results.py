@@ -78,6 +78,8 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "ledger": asdict(active.ledger.head),
         "ledgers": {other.path.name: asdict(other.head) for other in active.training.ledgers},
     }
+    active.sinks.close(result)
+    result["sinks"] = dict(active.sinks.failed)
     active.store.finish(result)
     from simulations.report.page import write_report
 

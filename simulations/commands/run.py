@@ -46,6 +46,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--federation", metavar="NAME", default=FEDERATION, help="flower: which; see confide serve")
     parser.add_argument("--workers", metavar="N", help="pool: processes")
     parser.add_argument("--stacked", choices=("auto", "off"), help="train many silos at once where the model allows")
+    parser.add_argument(
+        "--sink",
+        metavar="NAME",
+        action="append",
+        default=[],
+        dest="sinks",
+        help="tensorboard, mlflow or wandb: numbers go there, too; may be repeated; see metrics.sinks",
+    )
     parser.add_argument("--seeds", metavar="0..4", help="one run per seed, as 0..4 or 0,3,7, in DIR/seed-K")
     format_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -79,11 +87,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _engine(args: argparse.Namespace) -> list[str]:
-    """The engine's options as overrides."""
+    """Options of where the work is done, and where its numbers go, as overrides."""
     lines = [f"engine.kind={args.engine}"] if args.engine else []
     if args.engine == "local" and args.workers is None:
         lines.append("engine.workers=null")  # A config for the pool may name a number that means nothing here.
     lines += [f"engine.workers={args.workers}"] if args.workers is not None else []
+    lines += [f"metrics.sinks=[{', '.join(args.sinks)}]"] if args.sinks else []
     return lines + ([f"engine.stacked='{args.stacked}'"] if args.stacked else [])  # YAML reads a bare off as false.
 
 

@@ -23,7 +23,7 @@ SLOW = ["run", "quickstart", "--out", "run", "--set", "rounds=100000", "--quiet"
 
 
 def start(folder, *argv, **options):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options
     environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("COLUMNS", "LINES", "LC_ALL")}
     return subprocess.Popen([*CONFIDE, *map(str, argv)], cwd=folder, env=environment, **pipes)
 
@@ -70,7 +70,7 @@ def test_watch_follows_a_run_from_before_it_begins_through_a_kill_and_a_resume_t
     training = start(tmp_path, *SLOW)
     view.until("quickstart", "running", "/100000", "whole silo", "; end ")
     training.kill()
-    training.communicate()
+    training.wait(TIMEOUT_S)
     view.until("nobody here runs it")
     before = (tmp_path / "run" / "rounds.jsonl").read_bytes()
     training = start(tmp_path, "run", "--resume", "run", "--quiet")
@@ -105,4 +105,3 @@ def test_whoever_leaves_does_not_touch_the_run(tmp_path, how):
         time.sleep(0.05)
     training.send_signal(signal.SIGINT)
     assert training.wait(TIMEOUT_S) == 130
-    training.communicate()
