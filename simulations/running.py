@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,6 +54,9 @@ from strategies.schema import ConfigError
 from strategies.standardize import Constants, Private
 from strategies.yaml_text import yaml_of
 
+if TYPE_CHECKING:
+    from simulations.report.run import Run
+
 INTERRUPTED = "interrupted"
 UNCONNECTED = (
     "engine.kind: flower needs a federation of silos; use: confide run --engine flower --federation NAME, or flwr run ."
@@ -71,6 +74,12 @@ class Outcome:
 
     folder: Path
     result: dict[str, Any]
+
+    def read(self) -> Run:
+        """The folder as its report reads it: `.series("accuracy")` over rounds, `.claimed`, `.measured` and more."""
+        from simulations.report.run import read_run
+
+        return read_run(self.folder)
 
 
 class ActiveRun:
