@@ -2714,6 +2714,36 @@ MUTANTS = (
         'FEDERATION = "federation"',
         'FEDERATION = "default"',
     ),
+    Mutant(
+        "simulation: a real node without a socket answers for a made-up silo",
+        "client/app.py",
+        'return ray is not None and bool(ray.is_initialized()) and "partition-id" in config and not apart',
+        'return "partition-id" in config and not apart',
+    ),
+    Mutant(
+        "simulation: a silo that reaches another actor has forgotten its run",
+        "simulations/deploying/virtual.py",
+        "elif hello.exists():",
+        "elif False:",
+    ),
+    Mutant(
+        "simulation: fewer nodes than silos are taken",
+        "simulations/deploying/virtual.py",
+        "if nodes != silos:",
+        "if nodes > silos:",
+    ),
+    Mutant(
+        "simulation: two processes speak for a silo at once",
+        "simulations/deploying/virtual.py",
+        "fcntl.flock(lock, fcntl.LOCK_EX)",
+        "fcntl.flock(lock, fcntl.LOCK_UN)",
+    ),
+    Mutant(
+        "simulation: real silos are told a folder",
+        "server/flower.py",
+        "if folder is not None:",
+        "if True:",
+    ),
     Mutant("keys for all to read", "simulations/deploying/certificates.py", "os.O_EXCL, 0o600)", "os.O_EXCL, 0o644)"),
     Mutant(
         "no TLS to the outside",
@@ -2940,7 +2970,7 @@ MUTANTS = (
     Mutant(
         "office: an experiment that is not its digest",
         "simulations/deploying/opening.py",
-        "if digest(experiment) != hello.digest:",
+        "if digest(experiment) != known:",
         "if False:",
     ),
     Mutant(

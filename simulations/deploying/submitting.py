@@ -46,10 +46,12 @@ class Federation:
     Attributes:
         name: as `confide serve --name` has it, or a connection of `flwr`.
         home: the folder that FLWR_HOME names for it.
+        simulated: of a simulation: its nodes, as `flwr run --federation-config` takes them.
     """
 
     name: str
     home: Path
+    simulated: str = ""
 
     @classmethod
     def find(cls, name: str) -> Federation:
@@ -118,11 +120,9 @@ def _start(federation: Federation, settings: Mapping[str, str], temporary: Path)
     """Starts a run; returns its id."""
     chosen = temporary / "run.toml"
     chosen.write_text("".join(f"{name} = {quoted(value)}\n" for name, value in settings.items()))
-    done = flwr(
-        ["run", str(BUNDLE), federation.name, "--run-config", str(chosen), "--format", "json"],
-        home=federation.home,
-        timeout_s=SUBMIT_S,
-    )
+    command = ["run", str(BUNDLE), federation.name, "--run-config", str(chosen), "--format", "json"]
+    command += ["--federation-config", federation.simulated] if federation.simulated else []
+    done = flwr(command, home=federation.home, timeout_s=SUBMIT_S)
     told = " ".join(f"{done.stdout} {done.stderr}".split())
     if done.returncode != 0 or "run-id" not in done.stdout:
         raise FederationError(f"federation {federation.name}: the run was not taken: {told[-300:]}")
