@@ -81,10 +81,10 @@ def unwritten(folder: Path, patch: pytest.MonkeyPatch) -> None:
             raise OSError(5, "Input/output error")
         fsync(descriptor)
 
-    with patch.context() as context, pytest.raises(LedgerError):
-        with ActiveRun(parse(BASE | {"privacy": {"silo": SILO}}), folder / "unwritten") as active:
-            context.setattr(os, "fsync", failing)
-            train(active)
+    private = parse(BASE | {"privacy": {"silo": SILO}})
+    with patch.context() as context, pytest.raises(LedgerError), ActiveRun(private, folder / "unwritten") as active:
+        context.setattr(os, "fsync", failing)
+        train(active)
 
 
 def attacked(folder: Path) -> None:
