@@ -405,8 +405,8 @@ MUTANTS = (
     Mutant(
         "other runs are not counted",
         "privacy/account.py",
-        "if entry.unit != self.unit or entry.event is None:",
-        "if entry.run != self.run or entry.unit != self.unit or entry.event is None:",
+        "own = [entry for entry in self._ledger.counted() if entry.unit == self.unit and entry.event is not None]",
+        "own = [entry for entry in self._ledger.counted() if (entry.unit, entry.run) == (self.unit, self.run)]",
     ),
     Mutant(
         "resumed run not charged elsewhere",
@@ -1362,8 +1362,8 @@ MUTANTS = (
     Mutant(
         "the filter's order follows the later runs",
         "privacy/account.py",
-        "if len(runs) < 2:\n                first.add",
-        "if True:\n                first.add",
+        "if len(runs) < 2:\n            first.add",
+        "if True:\n            first.add",
     ),
     Mutant(
         "a price of a lone run kept for several",
@@ -2420,8 +2420,88 @@ MUTANTS = (
     Mutant(
         "metrics: anybody may come from anywhere",
         "simulations/metrics/serving.py",
-        "if certificates is None and not _loopback(address):",
-        "if False and not _loopback(address):",
+        "if certificates is None and not local:",
+        "if False and not local:",
+    ),
+    Mutant(
+        "monitor: what is reserved is told after the round",
+        "server/loop.py",
+        "        store.monitor.reserved(round_, odometer.after(charges))\n",
+        "",
+    ),
+    Mutant(
+        "monitor: a disk that fails stops the run",
+        "server/monitor.py",
+        "with suppress(OSError, ValueError), open",
+        "with suppress(ValueError), open",
+    ),
+    Mutant(
+        "monitor: times of silos in a strict run",
+        "server/loop.py",
+        "phases.trained = collector.tally.seconds if training.record else []",
+        "phases.trained = collector.tally.seconds",
+    ),
+    Mutant(
+        "metrics: times of silos are shown",
+        "simulations/metrics/exporter.py",
+        """    if not run.withheld:
+        yield "silo_train_duration_seconds\"""",
+        """    if True:
+        yield "silo_train_duration_seconds\"""",
+    ),
+    Mutant(
+        "metrics: the round in flight is not in what is reserved",
+        "simulations/metrics/exporter.py",
+        'reserved["silo"] = max(spent.get("silo", 0.0), run.reserved)',
+        'reserved["silo"] = spent.get("silo", 0.0)',
+    ),
+    Mutant(
+        "metrics: a failed ledger is not shown",
+        "simulations/running.py",
+        "            self.store.monitor.failed()",
+        "            pass",
+    ),
+    Mutant(
+        "metrics.inline: a port that is taken ends the run",
+        "simulations/metrics/inline.py",
+        "    except Unheard as error:",
+        "    except ZeroDivisionError as error:",
+    ),
+    Mutant(
+        "metrics.inline: the endpoint outlives the run",
+        "simulations/metrics/inline.py",
+        "    finally:\n        stop()",
+        "    finally:\n        pass",
+    ),
+    Mutant(
+        "metrics.inline: across machines",
+        "strategies/rules_engine.py",
+        'if metrics.inline and engine.kind == "flower":',
+        "if False:",
+    ),
+    Mutant(
+        "silo metrics: a code of nobody is a label",
+        "simulations/metrics/silo.py",
+        "self._outcomes[what if what in OUTCOMES else OTHER] += 1",
+        "self._outcomes[what] += 1",
+    ),
+    Mutant(
+        "silo metrics: an answer given again is another round",
+        "client/engagement.py",
+        "found, self._trained_s = {",
+        "found, _ = {",
+    ),
+    Mutant(
+        "silo metrics: charges for another relation are left out",
+        "privacy/account.py",
+        "    if any(entry.neighbours != neighbours for entry in own):",
+        "    if False:",
+    ),
+    Mutant(
+        "report: the folders of files are shown",
+        "simulations/report/run.py",
+        "shown = without_folders(read)",
+        "shown = read",
     ),
     Mutant(
         "metrics: clients without a certificate are let in",
@@ -2838,7 +2918,7 @@ MUTANTS = (
     Mutant(
         "office: an answer that is not logged",
         "client/office.py",
-        'self._note(task, "answered")',
+        'self._note(task, "answered", received=len(data), sent=len(answer))',
         "pass",
     ),
     Mutant(
