@@ -3075,6 +3075,86 @@ MUTANTS = (
         "if self._silent >= SILENT:",
         "if False:",
     ),
+    Mutant(
+        "monitor: what is reserved is told after the round",
+        "server/loop.py",
+        "        store.monitor.reserved(round_, odometer.after(charges))\n",
+        "",
+    ),
+    Mutant(
+        "monitor: a disk that fails stops the run",
+        "server/monitor.py",
+        "with suppress(OSError, ValueError), open",
+        "with suppress(ValueError), open",
+    ),
+    Mutant(
+        "monitor: times of silos in a strict run",
+        "server/loop.py",
+        "phases.trained = collector.tally.seconds if training.record else []",
+        "phases.trained = collector.tally.seconds",
+    ),
+    Mutant(
+        "metrics: times of silos are shown",
+        "simulations/metrics/exporter.py",
+        """    if not run.withheld:
+        yield "silo_train_duration_seconds\"""",
+        """    if True:
+        yield "silo_train_duration_seconds\"""",
+    ),
+    Mutant(
+        "metrics: the round in flight is not in what is reserved",
+        "simulations/metrics/exporter.py",
+        'reserved["silo"] = max(spent.get("silo", 0.0), run.reserved)',
+        'reserved["silo"] = spent.get("silo", 0.0)',
+    ),
+    Mutant(
+        "metrics: a failed ledger is not shown",
+        "simulations/running.py",
+        "            self.store.monitor.failed()",
+        "            pass",
+    ),
+    Mutant(
+        "metrics.inline: a port that is taken ends the run",
+        "simulations/metrics/inline.py",
+        "    except Unheard as error:",
+        "    except ZeroDivisionError as error:",
+    ),
+    Mutant(
+        "metrics.inline: the endpoint outlives the run",
+        "simulations/metrics/inline.py",
+        "    finally:\n        stop()",
+        "    finally:\n        pass",
+    ),
+    Mutant(
+        "metrics.inline: across machines",
+        "strategies/rules_engine.py",
+        'if metrics.inline and engine.kind == "flower":',
+        "if False:",
+    ),
+    Mutant(
+        "silo metrics: a code of nobody is a label",
+        "simulations/metrics/silo.py",
+        "self._outcomes[what if what in OUTCOMES else OTHER] += 1",
+        "self._outcomes[what] += 1",
+    ),
+    Mutant(
+        "silo metrics: an answer given again is another round",
+        "client/engagement.py",
+        "self._trained_s, self._clipped = [], {}",
+        "self._clipped = {}",
+    ),
+    Mutant(
+        "silo metrics: charges for another relation are left out",
+        "privacy/account.py",
+        "    if any(entry.neighbours != neighbours for entry in own):",
+        "    if False:",
+    ),
+    Mutant(
+        "report: the folders of files are shown",
+        "simulations/report/run.py",
+        "shown = without_folders(read)",
+        "shown = read",
+    ),
 )
 
 
