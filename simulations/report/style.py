@@ -86,7 +86,8 @@ footer { color: var(--muted); font-size: .85rem; padding-top: 2rem; padding-bott
   body { font-size: 15px; } header { padding-top: 1.4rem; } h1 { font-size: 1.7rem; }
   table.facts th { width: 7rem; }
   .comparison .plot { font-size: 16px; } .comparison .plot .head { font-size: 18px; } }
-@media print { @page { margin: 16mm; } body { font-size: 10.5pt; } main, header, footer { max-width: none; padding: 0; }
+@media print { @page { size: A4; margin: 16mm; } body { font-size: 10.5pt; }
+  main, header, footer { max-width: none; padding: 0; }
   header { padding-top: 0; } .cards > div, pre, tr { break-inside: avoid; }
   h2, h2 + p { break-after: avoid; } section { margin-top: 6mm; padding-top: 4mm; } footer { padding: 4mm 0 0; }
   :root { --paper: #fff; }
