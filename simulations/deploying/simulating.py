@@ -13,6 +13,7 @@ from simulations.data.federation import build
 from simulations.deploying.flower import READY_S, environment
 from simulations.deploying.processes import Program, free_ports, listens
 from simulations.deploying.submitting import Federation, submit
+from simulations.deploying.virtual import require_named
 from simulations.running import Outcome
 from strategies.experiment import Experiment
 from strategies.schema import ConfigError
@@ -38,6 +39,7 @@ def simulate(
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError([MISSING])
+    require_named(experiment)  # As the server will, half a minute later.
     silos = experiment.data.silos or len(build(experiment.data, seed=experiment.seed).train)
     with tempfile.TemporaryDirectory(prefix="confide-") as temporary, _superlink(Path(temporary)):
         # A silo trains on one thread; so Ray may start as many actors as there are cores.

@@ -44,8 +44,7 @@ def federation(experiment: Experiment, nodes: Callable[[], Sequence[int]]) -> Fe
         ConfigError: it has another number of nodes, or rows that its nodes would not find.
         DataError: the rows cannot be had.
     """
-    if experiment.data.path is not None:
-        raise ConfigError(["data.path: Flower's simulation deals data sets by name only; use --engine pool"])
+    require_named(experiment)
     built = build(experiment.data, seed=experiment.seed)
     found, before = len(nodes()), -1
     while found != before:
@@ -53,6 +52,16 @@ def federation(experiment: Experiment, nodes: Callable[[], Sequence[int]]) -> Fe
         found, before = len(nodes()), found
     require_number(found, len(built.train))
     return built
+
+
+def require_named(experiment: Experiment) -> None:
+    """Requires rows that every node finds by name.
+
+    Raises:
+        ConfigError: they are in a file.
+    """
+    if experiment.data.path is not None:
+        raise ConfigError(["data.path: Flower's simulation deals data sets by name only; use --engine pool"])
 
 
 def require_number(nodes: int, silos: int) -> None:

@@ -229,6 +229,13 @@ def test_without_ray_the_remedy_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp
     assert "ray is not installed" in MISSING
 
 
+def test_rows_of_a_file_are_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    asked = order({"config": "quickstart", "set": f"{BARE}\ndata={{path: rows.csv, target: y, silos: 4}}"}).experiment
+    with pytest.raises(ConfigError, match="deals data sets by name only"):
+        simulate(asked, tmp_path / "run")
+
+
 def test_a_relay_of_a_real_silo_loads_nothing_of_simulations() -> None:
     code = (
         "import sys\nimport client.app as app\nfrom server.flower import letter\n"
