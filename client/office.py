@@ -7,6 +7,7 @@ of it is in the audit log before the answer leaves.
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class Office:
             data: the task, encoded, and signed where the policy names servers.
             cancelled: whether nobody waits any more; asked before the work begins, which is then not begun.
         """
-        task: Task | None = None
+        task, began = None, time.monotonic()
         try:
             task = decode_task(opened(data, self.policy.server_keys), limits=self.limits)
             if not self._lock.acquire(timeout=task.deadline_s):
@@ -67,7 +68,8 @@ class Office:
                     raise Refused("deadline", "nobody waited for this task any more; it was not begun")
                 answer = self._answer(task)
                 run = self._runs.get(task.run) if task.kind == "train" else None
-                self._note(task, "answered", **({} if run is None else run.told))
+                seconds = round(time.monotonic() - began, 3)
+                self._note(task, "answered", seconds=seconds, **({} if run is None else run.told))
             finally:
                 self._lock.release()
             return answer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,3 +43,39 @@ class Post(Protocol):
     def fetch(self, letters: Collection[str]) -> Sequence[Answer]:
         """The answers to some letters that have come since the last time; returns at once."""
         ...
+
+
+@dataclass
+class TimedPost:
+    """A post that knows how long it took, so that what a round costs can be told from who carries it.
+
+    Attributes:
+        post: carries letters.
+        seconds: that it took up to now.
+    """
+
+    post: Post
+    seconds: float = 0.0
+
+    def nodes(self) -> Sequence[int]:
+        """See `Post`."""
+        with self._timed():
+            return self.post.nodes()
+
+    def send(self, letters: Mapping[int, bytes], *, ttl_s: float) -> Mapping[str, int]:
+        """See `Post`."""
+        with self._timed():
+            return self.post.send(letters, ttl_s=ttl_s)
+
+    def fetch(self, letters: Collection[str]) -> Sequence[Answer]:
+        """See `Post`."""
+        with self._timed():
+            return self.post.fetch(letters)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        before = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - before

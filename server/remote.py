@@ -7,8 +7,9 @@ counted, and changes neither the divisor nor the noise.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from privacy.chain import Head
@@ -26,6 +27,7 @@ from strategies.layout import Layout
 from strategies.traffic import message
 from strategies.wire import Values
 
+LOG = logging.getLogger("confide.server")
 CLOSING_S = 15.0
 SILENT = 3  # Rounds in a row without one usable answer, after which a run stops: each is paid, and adds noise alone.
 
@@ -86,10 +88,20 @@ class RemoteLink:
         book: what outlives a restart.
         terms: of the run.
         clock: of deadlines.
+        carried: seconds that whoever carries letters took up to now, for the log.
     """
 
-    def __init__(self, post: Post, book: Book, terms: Terms, *, clock: Clock = Clock()) -> None:  # noqa: B008  # Frozen.
+    def __init__(
+        self,
+        post: Post,
+        book: Book,
+        terms: Terms,
+        *,
+        clock: Clock = Clock(),  # noqa: B008  # Frozen.
+        carried: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.book, self.terms, self.population, self._clock = book, terms, terms.population, clock
+        self._carried = carried
         self.roll = Roll(post, self._hello, self._problem, terms.population, clock.now, terms.deadline_s)
         self._used: set[int] = set()
         self._heads: dict[int, Head] = {}
@@ -101,6 +113,7 @@ class RemoteLink:
         """Has the silos of a cohort trained that are there; yields their sums, chunk after chunk."""
         self._meet()
         self._used, self._heads = set(), {}
+        began, carried = self._clock.now(), self._carried()
         attempt = self.book.begin(requests[0].instruction.round)  # On the disk first: no attempt is made twice.
         asks: dict[int, tuple[Task, Expected]] = {}
         for request in requests:
@@ -111,6 +124,8 @@ class RemoteLink:
         self._require_somebody(done)
         for number, (instruction, silos) in enumerate(chunks(requests, self.terms.chunk)):
             yield self._summed(done, instruction, silos, mechanisms, chunk=number, record=record)
+        facts = self.book.round, self._clock.now() - began, self._carried() - carried, done.waited_s
+        LOG.info("round %d: asked and summed in %.3f s, %.3f of them in the post, %.3f waiting", *facts)
 
     def evaluate(
         self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False

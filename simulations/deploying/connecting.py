@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from server.book import Book
 from server.link import Link
-from server.post import Answer, Post
+from server.post import Answer, Post, TimedPost
 from server.remote import RemoteLink, Terms
 from simulations.data.federation import Federation
 from simulations.deploying.certificates import signing_key
@@ -61,11 +61,12 @@ def connect(post: Post) -> Callable[[ActiveRun], Link]:
     Raises:
         CertificateError: the key cannot be used.
     """
+    timed = post = TimedPost(post)
     if path := os.environ.get(SIGNING):
         post = SignedPost(post, signing_key(Path(path)))
 
     def link(active: ActiveRun) -> Link:
-        return RemoteLink(post, Book(active.folder / BOOK), terms(active))
+        return RemoteLink(post, Book(active.folder / BOOK), terms(active), carried=lambda: timed.seconds)
 
     return link
 
