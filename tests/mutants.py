@@ -2992,6 +2992,12 @@ MUTANTS = (
         "TRIES, PAUSE_S = 1, 0.5",
     ),
     Mutant(
+        "daemon: who is being started is not waited for",
+        "client/sockets.py",
+        "time.sleep(PROBE_S)",
+        "return False",
+    ),
+    Mutant(
         "surroundings: a deadline by the time of day",
         "server/exchange.py",
         "now: Callable[[], float] = time.monotonic",

@@ -21,7 +21,6 @@ from typing import Any
 from simulations.benchmarks import deployment_legs, deployment_rounds
 
 PAYLOADS = (4_000, 10_000_000, 100_000_000)
-TORCH = ", torch in the app"
 PARTS = ("legs", "starts", "rounds", "torch", "resume")
 
 
@@ -61,16 +60,20 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         )
     for name, seconds in found.get("starts", {}).items():
         yield f"start of {name:17} {seconds:6.2f} s"
-    for name, each in ((name, row) for name in ("rounds", "torch") for row in found.get(name, [])):
-        yield (
-            f"round of {each['silos']} silos, {each['model_bytes']:>11,} bytes{TORCH if name == 'torch' else ''}: "
-            f"{each['round_s']:6.2f} s = Flower {each['flower_s']:.2f} + server {each['server_s']:.2f} + relay and "
-            f"daemon {each['relay_and_daemon_s']:.2f} (daemon {each['of_which_daemon_s']:.2f}); peaks: server app "
-            f"{each['server_app_peak_mb']:.0f} MB, daemon {each['daemon_peak_mb']:.0f}, SuperLink "
-            f"{each['superlink_peak_mb']:.0f}, SuperNode {each['supernode_peak_mb']:.0f}"
-        )
+    for part, more in (("rounds", ""), ("torch", ", torch in the app")):
+        yield from (f"{_row(each)}{more}" for each in found.get(part, []))
     if each := found.get("resume"):
         yield f"server app killed: noticed after {each['noticed_s']:.1f} s, a round after {each['first_round_s']:.1f} s"
+
+
+def _row(each: dict[str, Any]) -> str:
+    return (
+        f"round of {each['silos']} silos, {each['model_bytes']:>11,} bytes: {each['round_s']:6.2f} s = "
+        f"Flower {each['flower_s']:.2f} + server {each['server_s']:.2f} + relay and daemon "
+        f"{each['relay_and_daemon_s']:.2f} (daemon {each['of_which_daemon_s']:.2f}); peaks: server app "
+        f"{each['server_app_peak_mb']:.0f} MB, daemon {each['daemon_peak_mb']:.0f}, SuperLink "
+        f"{each['superlink_peak_mb']:.0f}, SuperNode {each['supernode_peak_mb']:.0f}"
+    )
 
 
 def _say(what: str) -> None:
