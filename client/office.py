@@ -81,6 +81,27 @@ class Office:
             line = f"the silo failed with {type(error).__name__}; its audit log says more"
             return self._refusal(Refused("training_failed", line, private=traceback.format_exc()), task)
 
+    def govern(self, policy: Policy, open_run: Open) -> bool:
+        """Goes by another policy from the next task on; False where a task is worked on now, and nothing changed.
+
+        All runs are forgotten, so each has to be introduced again, and is held against the new policy then; what was
+        paid and answered stays on the disk.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            self.policy, self._open_run = policy, open_run
+            while self._runs:
+                self._runs.popitem()[1].close()
+            self._log.write("policy read")
+        finally:
+            self._lock.release()
+        return True
+
+    def keep_policy(self, problem: str) -> None:
+        """Says in the log that a policy was not taken, and why; the one before goes on."""
+        self._log.write("policy kept", reason=problem)
+
     def close(self, *, wait_s: float = -1) -> bool:
         """Lets all files go, once no task is worked on; says whether that was within `wait_s` (below 0: no limit)."""
         if not self._lock.acquire(timeout=wait_s):

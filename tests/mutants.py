@@ -2962,6 +2962,18 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
+        "office: open runs go by the policy of before",
+        "client/office.py",
+        "while self._runs:",
+        "while False:",
+    ),
+    Mutant(
+        "office: another policy in the middle of a task",
+        "client/office.py",
+        "if not self._lock.acquire(blocking=False):\n            return False",
+        "if not self._lock.acquire(blocking=False):\n            pass",
+    ),
+    Mutant(
         "office: rounds beyond the price",
         "client/engagement.py",
         "if task.round > self.opened.terms.rounds:",
