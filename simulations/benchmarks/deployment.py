@@ -63,7 +63,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
     for part, more in (("rounds", ""), ("torch", ", torch in the app")):
         yield from (f"{_row(each)}{more}" for each in found.get(part, []))
     if each := found.get("resume"):
-        yield f"server app killed: noticed after {each['noticed_s']:.1f} s, a round after {each['first_round_s']:.1f} s"
+        yield f"server app killed and resumed at once: a round after {each['first_round_s']:.1f} s"
 
 
 def _row(each: dict[str, Any]) -> str:
