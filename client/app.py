@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
@@ -62,12 +63,16 @@ def _answered(content: RecordDict, config: dict[str, str]) -> bytes:
     array = record.get(NAME) if record is not None else None
     if array is None or array.stype != STYPE or not isinstance(array.data, bytes):
         return encode(refusal("malformed", "the message holds no envelope; run one version of confide"))
+    began = time.monotonic()
     try:
         if simulated(config):
             return _simulated(array.data, content, config)
-        return exchange(array.data, place_of(config))
+        answer = exchange(array.data, place_of(config))
     except DataError as error:
         return encode(refusal("silo_unreachable", error))
+    seconds = time.monotonic() - began
+    print(f"confide: {len(array.data)} bytes there, {len(answer)} back, in {seconds:.3f} s", flush=True)
+    return answer
 
 
 def _simulated(data: bytes, content: RecordDict, config: dict[str, str]) -> bytes:

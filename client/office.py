@@ -7,6 +7,7 @@ of it is in the audit log before the answer leaves.
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class Office:
             data: the task, encoded, and signed where the policy names servers.
             cancelled: whether nobody waits any more; asked before the work begins, which is then not begun.
         """
-        task: Task | None = None
+        task, began = None, time.monotonic()
         try:
             task = decode_task(opened(data, self.policy.server_keys), limits=self.limits)
             if not self._lock.acquire(timeout=task.deadline_s):
@@ -66,7 +67,8 @@ class Office:
                 if cancelled():
                     raise Refused("deadline", "nobody waited for this task any more; it was not begun")
                 answer = self._answer(task)
-                self._note(task, "answered", received=len(data), sent=len(answer))
+                seconds = round(time.monotonic() - began, 3)
+                self._note(task, "answered", seconds=seconds, received=len(data), sent=len(answer))
             finally:
                 self._lock.release()
             return answer
@@ -82,6 +84,27 @@ class Office:
     def refuse(self, error: EnvelopeError) -> bytes:
         """The reply to what did not arrive as a task at all."""
         return self._refusal(Refused(error.code, str(error)), None, received=0)
+
+    def govern(self, policy: Policy, open_run: Open) -> bool:
+        """Goes by another policy from the next task on; False where a task is worked on now, and nothing changed.
+
+        All runs are forgotten, so each has to be introduced again, and is held against the new policy then; what was
+        paid and answered stays on the disk.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            self.policy, self._open_run = policy, open_run
+            while self._runs:
+                self._runs.popitem()[1].close()
+            self._log.write("policy read")
+        finally:
+            self._lock.release()
+        return True
+
+    def keep_policy(self, problem: str) -> None:
+        """Says in the log that a policy was not taken, and why; the one before goes on."""
+        self._log.write("policy kept", reason=problem)
 
     def close(self, *, wait_s: float = -1) -> bool:
         """Lets all files go, once no task is worked on; says whether that was within `wait_s` (below 0: no limit)."""

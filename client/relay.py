@@ -34,11 +34,12 @@ def exchange(data: bytes, place: Place, *, limits: Limits = Limits(), connect_s:
     except EnvelopeError as error:
         return encode(refusal(error.code, error))
     try:
+        if not place.listens(within_s=connect_s):
+            return _unreachable(
+                task, f"nobody answers at the silo's socket within {connect_s:g} s; start: confide silo"
+            )
         with place.channel(OPTIONS) as channel:
-            grpc.channel_ready_future(channel).result(timeout=connect_s)
             return _asked(channel, data, task, limits)
-    except grpc.FutureTimeoutError:
-        return _unreachable(task, f"nobody answers at the silo's socket within {connect_s:g} s; start: confide silo")
     except grpc.RpcError as error:
         late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         if late:

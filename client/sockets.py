@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from client.errors import DataError
 if TYPE_CHECKING:
     import grpc
 
+PROBE_S, CONNECTED_S = 0.05, 5.0  # Between two looks for somebody who listens; the longest that one look may take.
 LONGEST = 100  # Bytes of a Unix socket's path, which the system limits to 107.
 
 
@@ -71,6 +73,30 @@ class Place:
     def target(self) -> str:
         """As gRPC writes it."""
         return f"unix:{Path(self.path).absolute()}" if self.path else self.address
+
+    def listens(self, *, within_s: float) -> bool:
+        """Whether somebody listens there; who is just being started is waited for.
+
+        A plain connection: to watch a gRPC channel instead holds whoever closes it for up to a fifth of a second.
+        """
+        deadline = time.monotonic() + within_s
+        while not self._taken():
+            if not time.monotonic() < deadline:
+                return False
+            time.sleep(PROBE_S)
+        return True
+
+    def _taken(self) -> bool:
+        host, _, port = self.address.rpartition(":")
+        try:
+            if self.path:
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.connect(self.path)
+            else:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTED_S).close()
+        except OSError:
+            return False
+        return True
 
     def channel(self, options: tuple[tuple[str, int], ...]) -> grpc.Channel:
         """A channel to the daemon there."""

@@ -48,6 +48,7 @@ class Exchange:
         quorum: answers that end it; infinite where all are waited for.
         replies: that can be used.
         failures: silo to why its reply cannot.
+        waited_s: seconds in which there was nothing to do.
     """
 
     asks: Mapping[int, tuple[Task, Expected]]
@@ -58,6 +59,7 @@ class Exchange:
     quorum: float = math.inf
     replies: dict[int, Reply] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    waited_s: float = 0.0
     _open: dict[str, int] = field(default_factory=dict)
     _rejoining: dict[int, int] = field(default_factory=dict)
     _again: set[int] = field(default_factory=set)
@@ -73,7 +75,9 @@ class Exchange:
                 if silo is not None:
                     self._take(silo, answer.data)
             if self._waits():
+                before = self.clock.now()
                 self.clock.sleep(POLL_S)
+                self.waited_s += self.clock.now() - before
         self._close()
 
     def _waits(self) -> bool:

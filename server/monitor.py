@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from privacy.ledger import Ledger
-from server.post import Answer, Post
 
 BUCKETS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0)
 """Upper bounds of seconds, as Prometheus has them; what is longer is in one more bucket."""
@@ -74,37 +73,3 @@ def tallied(seconds: Iterable[float]) -> dict[str, Any]:
         counts[BOUNDS[bisect_left(BUCKETS, each)]] += times
         total += times * each
     return {"counts": dict(counts), "sum": round(total, 6)}
-
-
-class CountedPost:
-    """A post that counts the bytes of all letters and answers, whatever becomes of them.
-
-    Args:
-        post: carries them.
-    """
-
-    def __init__(self, post: Post) -> None:
-        self.post = post
-        self.up = self.down = 0
-
-    def nodes(self) -> Sequence[int]:
-        """The nodes that can be written to now."""
-        return self.post.nodes()
-
-    def send(self, letters: Mapping[int, bytes], *, ttl_s: float) -> Mapping[str, int]:
-        """Sends, and counts what was taken."""
-        sent = self.post.send(letters, ttl_s=ttl_s)
-        self.down += sum(len(letters[node]) for node in sent.values())
-        return sent
-
-    def fetch(self, letters: Collection[str]) -> Sequence[Answer]:
-        """Answers so far."""
-        answers = self.post.fetch(letters)
-        self.up += sum(len(answer.data) for answer in answers if answer.data is not None)
-        return answers
-
-    def take(self) -> dict[str, int]:
-        """What was counted since the last time."""
-        found = {"up": self.up, "down": self.down}
-        self.up = self.down = 0
-        return found

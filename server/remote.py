@@ -7,6 +7,7 @@ counted, and changes neither the divisor nor the noise.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,7 @@ from privacy.mechanism import Mechanism
 from server.book import Book
 from server.exchange import OLD_LEDGER, OTHER_RUN, Clock, Exchange
 from server.link import Request, chunks
-from server.monitor import CountedPost
-from server.post import POLL_S, Post
+from server.post import POLL_S, MeteredPost, Post
 from server.roll import Roll
 from server.store import StoreError
 from strategies.base import Evaluation, Instruction, Split, Strategy
@@ -27,6 +27,7 @@ from strategies.layout import Layout
 from strategies.traffic import message
 from strategies.wire import Values
 
+LOG = logging.getLogger("confide.server")
 CLOSING_S = 15.0
 SILENT = 3  # Rounds in a row without one usable answer, after which a run stops: each is paid, and adds noise alone.
 
@@ -87,7 +88,7 @@ class RemoteLink:
         book: what outlives a restart.
         terms: of the run.
         clock: of deadlines.
-        counted: what counts the post's bytes, or None.
+        metered: what tells of the post's bytes and seconds, or None.
     """
 
     def __init__(
@@ -97,9 +98,9 @@ class RemoteLink:
         terms: Terms,
         *,
         clock: Clock = Clock(),  # noqa: B008  # Frozen.
-        counted: CountedPost | None = None,
+        metered: MeteredPost | None = None,
     ) -> None:
-        self.counted = counted
+        self.metered = metered
         self.book, self.terms, self.population, self._clock = book, terms, terms.population, clock
         self.roll = Roll(post, self._hello, self._problem, terms.population, clock.now, terms.deadline_s)
         self._used: set[int] = set()
@@ -112,6 +113,7 @@ class RemoteLink:
         """Has the silos of a cohort trained that are there; yields their sums, chunk after chunk."""
         self._meet()
         self._used, self._heads = set(), {}
+        began, carried = self._clock.now(), self._carried()
         attempt = self.book.begin(requests[0].instruction.round)  # On the disk first: no attempt is made twice.
         asks: dict[int, tuple[Task, Expected]] = {}
         for request in requests:
@@ -122,6 +124,11 @@ class RemoteLink:
         self._require_somebody(done)
         for number, (instruction, silos) in enumerate(chunks(requests, self.terms.chunk)):
             yield self._summed(done, instruction, silos, mechanisms, chunk=number, record=record)
+        facts = self.book.round, self._clock.now() - began, self._carried() - carried, done.waited_s
+        LOG.info("round %d: asked and summed in %.3f s, %.3f of them in the post, %.3f waiting", *facts)
+
+    def _carried(self) -> float:
+        return 0.0 if self.metered is None else self.metered.seconds
 
     def evaluate(
         self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False

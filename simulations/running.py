@@ -22,7 +22,7 @@ from server.canaries import CanaryLink
 from server.checkpoint import Checkpoint
 from server.link import Link
 from server.loop import Evaluate, RoundResult, Training
-from server.monitor import CountedPost
+from server.post import MeteredPost
 from server.remote import RemoteLink
 from server.store import RunStore
 from server.unchanged import unchanged
@@ -114,7 +114,7 @@ class ActiveRun:
         if experiment.engine.kind == "flower" and connect is None:
             raise ConfigError([UNCONNECTED])
         self.noise = noise_source(experiment)
-        self._wire: CountedPost | None = None
+        self._wire: MeteredPost | None = None
         telling.require(experiment)
         usable(folder, resume=resume)
         with ExitStack() as opened:
@@ -249,7 +249,7 @@ class ActiveRun:
         link: Link
         if self._connect is not None:
             link = self._connect(self)
-            self._wire = link.counted if isinstance(link, RemoteLink) else None
+            self._wire = link.metered if isinstance(link, RemoteLink) else None
         elif experiment.engine.kind == "pool":
             workers = experiment.engine.workers or os.cpu_count() or 1
             link = PoolLink(

@@ -3048,7 +3048,7 @@ MUTANTS = (
     Mutant(
         "office: an answer that is not logged",
         "client/office.py",
-        'self._note(task, "answered", received=len(data), sent=len(answer))',
+        'self._note(task, "answered", seconds=seconds, received=len(data), sent=len(answer))',
         "pass",
     ),
     Mutant(
@@ -3130,6 +3130,18 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
+        "office: open runs go by the policy of before",
+        "client/office.py",
+        "while self._runs:",
+        "while False:",
+    ),
+    Mutant(
+        "office: another policy in the middle of a task",
+        "client/office.py",
+        "if not self._lock.acquire(blocking=False):\n            return False",
+        "if not self._lock.acquire(blocking=False):\n            pass",
+    ),
+    Mutant(
         "office: rounds beyond the price",
         "client/engagement.py",
         "if task.round > self.opened.terms.rounds:",
@@ -3158,6 +3170,12 @@ MUTANTS = (
         "client/relay.py",
         "TRIES, PAUSE_S = 3, 0.5",
         "TRIES, PAUSE_S = 1, 0.5",
+    ),
+    Mutant(
+        "daemon: who is being started is not waited for",
+        "client/sockets.py",
+        "time.sleep(PROBE_S)",
+        "return False",
     ),
     Mutant(
         "surroundings: a deadline by the time of day",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +20,10 @@ from simulations.commands.silo_metrics import endpoint, metrics_arguments
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:
+    from client.office import Office
     from client.policy import Policy
     from client.sockets import Place
+    from simulations.deploying.opening import Opener
 
 NAME = "silo"
 HELP = "hold a silo's data, and train on it as its policy allows"
@@ -53,7 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Listens until a signal."""
+    """Listens until a signal; SIGHUP reads the policy again."""
     place, mode = _place(args), _mode(args.socket_mode)
     if not 1 <= args.threads <= 1024 or not 0 <= args.number < 2**31:
         raise ConfigError(["--threads, --number: give at least 1 thread, and a number from 0"])
@@ -85,13 +90,44 @@ def _answer(args: argparse.Namespace, policy: Policy, folder: Path, place: Place
         where = place.path or place.address
         dry = "; dry run: nothing leaves" if policy.dry_run else ""
         print(f"confide: silo {args.number} answers at {where}; its folder: {folder}{dry}", file=sys.stderr, flush=True)
+        again = _Again(args.policy)
         while not interrupt.asked():
+            again.look(office, opener)
             time.sleep(POLL_S)
         daemon.stop(GRACE_S)
     if not office.close(wait_s=1.0):  # In the middle of training: its price stands in the ledger, its answer is lost.
         print("confide: stopped in the middle of a round, which stays charged", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)
     return OK
+
+
+class _Again:
+    """Reads the policy again on SIGHUP; one that cannot be read changes nothing, and that is said.
+
+    Args:
+        path: of the policy.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.asked = path, threading.Event()
+        self._next: Policy | None = None
+        signal.signal(signal.SIGHUP, lambda number, frame: self.asked.set())
+
+    def look(self, office: Office, opener: Opener) -> None:
+        """Takes the policy over where that was asked for, once no task is worked on."""
+        from client.policy import read_policy
+
+        if self.asked.is_set():
+            self.asked.clear()
+            self._next = None
+            try:
+                self._next = read_policy(self.path)
+            except ConfigError as error:
+                office.keep_policy("; ".join(error.problems))
+                print(f"confide: the policy stays as it was: {error.problems[0]}", file=sys.stderr, flush=True)
+        if self._next is not None and office.govern(self._next, replace(opener, policy=self._next)):
+            self._next = None
+            print(f"confide: goes by {self.path} as it is now", file=sys.stderr, flush=True)
 
 
 def _place(args: argparse.Namespace) -> Place:

@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from server.book import Book
 from server.exchange import Clock
 from server.link import Link
-from server.monitor import CountedPost
-from server.post import Answer, Post
+from server.post import Answer, MeteredPost, Post
 from server.remote import RemoteLink, Terms
 from simulations.data.federation import Federation
 from simulations.deploying.certificates import signing_key
@@ -63,13 +62,12 @@ def connect(post: Post, *, clock: Clock = Clock()) -> Callable[[ActiveRun], Link
     Raises:
         CertificateError: the key cannot be used.
     """
-    counted = CountedPost(post)
-    post = counted
+    metered = post = MeteredPost(post)
     if path := os.environ.get(SIGNING):
         post = SignedPost(post, signing_key(Path(path)))
 
     def link(active: ActiveRun) -> Link:
-        return RemoteLink(post, Book(active.folder / BOOK), terms(active), clock=clock, counted=counted)
+        return RemoteLink(post, Book(active.folder / BOOK), terms(active), clock=clock, metered=metered)
 
     return link
 

@@ -182,6 +182,25 @@ def test_a_silo_that_is_not_there_is_a_refusal_and_no_error(folder: Path) -> Non
     assert reply.code == "malformed"
 
 
+def test_a_silo_that_is_just_being_started_is_waited_for(folder: Path) -> None:
+    place, answers = Place(path=str(folder / "s")), []
+    waits = threading.Thread(target=lambda: answers.append(exchange(TASK, place)))
+    waits.start()
+    threading.Event().wait(0.3)
+    assert answers == []
+    with Daemon(office(Echo()), place):
+        waits.join(20)
+        assert answers == [TASK[::-1]]
+
+
+def test_who_listens_and_never_answers_holds_the_relay_to_the_deadline_alone(folder: Path) -> None:
+    short = encode(Task(kind="close", run="ab" * 16, digest="cd" * 32, deadline_s=0.5))
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(folder / "s"))
+        silent.listen()
+        assert decode_reply(exchange(short, Place(path=str(folder / "s")))).code in ("deadline", "silo_unreachable")
+
+
 def test_a_silo_that_is_late_is_a_refusal(folder: Path) -> None:
     echo, place = Echo(), Place(path=str(folder / "s"))
     echo.go.clear()

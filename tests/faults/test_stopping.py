@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -89,3 +90,30 @@ def test_a_silo_at_rest_stops_at_once_and_well() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert alone(process.pid)
+
+
+def test_a_policy_is_read_again_on_a_hangup_and_one_that_cannot_be_read_changes_nothing() -> None:
+    run = experiment(privacy={"silo": SILO, "noise": "system"})
+    with tempfile.TemporaryDirectory(prefix="cf", dir="/tmp") as name:
+        folder = Path(name)
+        place, file, audit = Place(path=str(folder / "s")), folder / "policy.yaml", folder / "own" / "audit.jsonl"
+
+        def hung_up(process: subprocess.Popen[str], text: str) -> str:
+            file.write_text(text)
+            process.send_signal(signal.SIGHUP)
+            assert process.stderr is not None
+            return process.stderr.readline()
+
+        with silo(folder) as process:
+            assert said(exchange(hello(run), place)).status == "ok"
+            for bad in ("silo: {epsilon: .nan}", "strategies: [", "unknown: 1"):
+                assert "the policy stays as it was: " in hung_up(process, bad)
+                assert said(exchange(hello(run), place)).status == "ok"
+            assert "as it is now" in hung_up(process, POLICY.replace("fedavg", "mr_mtl"))
+            assert said(exchange(hello(run), place)).code == "policy"
+            assert "as it is now" in hung_up(process, POLICY)
+            assert said(exchange(hello(run), place)).status == "ok"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        words = [json.loads(line)["what"] for line in audit.read_text().splitlines()]
+        assert [word for word in words if word.startswith("policy")] == ["policy kept"] * 3 + ["policy read"] * 2

@@ -25,6 +25,7 @@ from privacy.accountant import epsilon
 from privacy.chain import Entry, load
 from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import Ledger, LedgerError
+from simulations.deploying.opening import Opener
 from simulations.preparing import prepare
 from strategies.envelope import decode_task
 from strategies.signing import signed
@@ -530,3 +531,38 @@ def test_whatever_bytes_come_the_answer_is_a_refusal_in_words(tmp_path: Path) ->
             assert answer.reason.isprintable()
 
         check()
+
+
+# Another policy.
+
+
+def test_a_policy_that_is_read_again_holds_for_the_runs_that_are_open(tmp_path: Path, make: Make) -> None:
+    """Every run has to be introduced again; what was paid and answered stays."""
+    run, silo = experiment(), make()
+    silo.handle(hello(run))
+    first = silo.handle(asked(run))
+    strict = policy(strategies=["mr_mtl"])
+    assert silo.govern(strict, Opener("digits", 0, "cpu", strict))
+    assert said(silo.handle(asked(run, round_=2))).code == "unknown_run"
+    assert said(silo.handle(hello(run))).code == "policy"
+    wide = policy()
+    assert silo.govern(wide, Opener("digits", 0, "cpu", wide))
+    assert said(silo.handle(hello(run))).status == "ok"
+    assert silo.handle(asked(run)) == first
+    assert [row["what"] for row in log(tmp_path)].count("policy read") == 2
+
+
+def test_a_policy_does_not_change_in_the_middle_of_a_task(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, silo, strict = experiment(), make(), policy(dry_run=True)
+    silo.handle(hello(run))
+    found: list[bool] = []
+    true = SiloHost.trained
+
+    def trained(self: SiloHost, *given: Any, **facts: Any) -> Any:
+        found.append(silo.govern(strict, Opener("digits", 0, "cpu", strict)))
+        return true(self, *given, **facts)
+
+    monkeypatch.setattr(SiloHost, "trained", trained)
+    assert said(silo.handle(asked(run)), run).status == "ok"
+    assert found == [False]
+    assert not silo.policy.dry_run
