@@ -20,13 +20,14 @@ from prometheus_client.registry import Collector
 
 from client.policy import Policy
 from server.loop import RoundResult
-from simulations.deploying.connecting import connect
+from simulations.deploying.connecting import connect, public
 from simulations.metrics.exporter import Exporter
 from simulations.metrics.silo import SiloExporter
 from simulations.running import ActiveRun, train
+from strategies.experiment import Metrics, digest
 from strategies.loading import parse
 from tests.server.posts import FakePost, Time
-from tests.simulations.silos import office, policy
+from tests.simulations.silos import DIGITS, office, policy
 
 NAMES = ("Wolkenkuckucksheim", "Zwiebelturmklinik", "Quastenflosserhof", "Xanthippenstift")
 PLACE = "Verborgenerordner"
@@ -146,6 +147,12 @@ def test_silos_apart_show_no_name_no_place_and_no_cell(hidden: Path, caplog: pyt
         assert value(exported, f'wire_bytes_total{{direction="{way}",run="one"}}') > value(
             exported, f'payload_bytes_total{{direction="{way}",run="one"}}'
         )
+
+
+def test_silos_are_not_told_where_the_server_shows_its_metrics() -> None:
+    run = parse(DIGITS | {"metrics": {"inline": True, "port": 4711, "privacy": "research", "every": 2}})
+    assert public(run).metrics == Metrics(privacy="research", every=2)
+    assert digest(public(run)) == digest(run)
 
 
 def test_private_numbers_of_a_silo_leave_only_where_its_own_policy_names_them(hidden: Path) -> None:
