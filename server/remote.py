@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from privacy.chain import Head
+from privacy.contributions import Contributions, Failure, Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Contributions, Failure, Partial
 from server.book import Book
 from server.exchange import OLD_LEDGER, OTHER_RUN, Clock, Exchange
 from server.link import Request, chunks

@@ -11,10 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from server.link import evaluate
+from simulations.report.axes import ticks
 from strategies.base import Evaluation
 
 if TYPE_CHECKING:
     from simulations.running import ActiveRun
+
+BINS = 12  # Of a histogram over silos, about.
 
 
 def served(active: ActiveRun, state: Mapping[str, Tensor], rounds: int) -> dict[str, Any]:
@@ -28,8 +31,8 @@ def served(active: ActiveRun, state: Mapping[str, Tensor], rounds: int) -> dict[
     Returns:
         `test`, `validation` where such rows were held out, and `new_silo` for a strategy with personal models: what
         every silo would be served on its test rows had it never been asked. Each has the score and the loss, weighted
-        by rows, and `per_silo`, the spread of scores. Beside them `personalization_gap`, the spread of what a silo's
-        own model scores above a new silo's.
+        by rows, `per_silo`, the spread of scores, and `histograms` of both over silos. Beside them
+        `personalization_gap`, the spread of what a silo's own model scores above a new silo's.
     """
     if not active.records:
         return {}
@@ -51,12 +54,30 @@ def _gap(own: Evaluation, new: Evaluation) -> dict[str, float | None] | None:
 
 
 def summary(found: Evaluation, metric: str) -> dict[str, Any]:
-    """Score and loss weighted by rows, so that a row counts the same in every silo; and percentiles over silos."""
+    """Score and loss weighted by rows, so that a row counts the same in every silo; and how they spread over silos."""
     return {
         metric: number(float(np.average(found.score, weights=found.rows))),
         "loss": number(float(np.average(found.loss, weights=found.rows))),
         "per_silo": _percentiles(found.score),
+        "histograms": {metric: histogram(found.score, whole=metric == "accuracy"), "loss": histogram(found.loss)},
     }
+
+
+def histogram(values: Sequence[float], *, whole: bool = False) -> dict[str, Any]:
+    """How many silos have a value in which range.
+
+    Args:
+        values: one a silo.
+        whole: ranges are twentieths of 0 to 1, whatever the values are.
+
+    Returns:
+        `edges`, one more than `silos`, the counts between them; a value on an edge counts above it, the last one below.
+        And `beyond`, the silos whose value is not finite.
+    """
+    known = [value for value in values if math.isfinite(value)]
+    edges = [step / 20 for step in range(21)] if whole else ticks(min(known), max(known), BINS) if known else []
+    counts = np.histogram(known, edges)[0].tolist() if known else [0] * max(len(edges) - 1, 0)
+    return {"edges": edges, "silos": counts, "beyond": len(values) - len(known)}
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float | None]:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from client.examples import Examples, Shards
+from privacy.contributions import Contributions
 from privacy.durable import atomic_write
 from privacy.events import Event, Gaussian
 from privacy.ledger import Ledger
 from privacy.mechanism import GaussianSum
 from privacy.noise import NoiseSource
-from privacy.release import Collector, Contributions
+from privacy.release import Collector
 from server.store import StoreError
 from simulations.data.federation import Federation
 from strategies.standardize import Constants, Private, spread

@@ -44,6 +44,30 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "meaning: guesses without delta",
+        "privacy/meaning.py",
+        "return (1 - delta) / (1 + math.exp(min(epsilon, _MOST)))",
+        "return 1 / (1 + math.exp(min(epsilon, _MOST)))",
+    ),
+    Mutant(
+        "meaning: accusations without the second error",
+        "privacy/meaning.py",
+        "most = min(most, power * accused + delta, 1 - (1 - delta - accused) / power)",
+        "most = min(most, power * accused + delta)",
+    ),
+    Mutant(
+        "meaning: accusations without delta",
+        "privacy/meaning.py",
+        "most = min(most, power * accused + delta, 1 - (1 - delta - accused) / power)",
+        "most = min(most, power * accused, 1 - (1 - delta - accused) / power)",
+    ),
+    Mutant(
+        "meaning: odds that shrink",
+        "privacy/meaning.py",
+        "return 1 / (1 + (1 - prior) / prior * math.exp(-epsilon))",
+        "return 1 / (1 + (1 - prior) / prior * math.exp(epsilon))",
+    ),
+    Mutant(
         "noise off",
         "privacy/mechanism.py",
         "return noised(total, self.std, source.normals(total.numel(), *stream))",
@@ -308,7 +332,7 @@ MUTANTS = (
     ),
     Mutant(
         "clip after the sum",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "self.sums[name] += (factors * weights[good]) @ vectors",
         "self.sums[name] += float(mechanism.factors((weights[good] @ vectors).norm())) * (weights[good] @ vectors)",
     ),
@@ -326,13 +350,13 @@ MUTANTS = (
     ),
     Mutant(
         "weights above 1 pass",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "heaviest = 1.0 if private",
         "heaviest = 10.0 if private",
     ),
     Mutant(
         "updates that are not finite pass",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "finite &= torch.isfinite(norm)",
         "finite &= True",
     ),
@@ -405,8 +429,8 @@ MUTANTS = (
     Mutant(
         "other runs are not counted",
         "privacy/account.py",
-        "own = [entry for entry in self._ledger.counted() if entry.unit == self.unit and entry.event is not None]",
-        "own = [entry for entry in self._ledger.counted() if (entry.unit, entry.run) == (self.unit, self.run)]",
+        "if entry.unit == self.unit and entry.event is not None]",
+        "if entry.run == self.run and entry.unit == self.unit and entry.event is not None]",
     ),
     Mutant(
         "resumed run not charged elsewhere",
@@ -638,7 +662,7 @@ MUTANTS = (
     ),
     Mutant(
         "value of a refused weight shown",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "reason = _unusable(bool(finite[place]), heaviest)",
         'reason = f"weight {float(weights[place])!r} is not in [0, 1]"',
     ),
@@ -1487,7 +1511,7 @@ MUTANTS = (
     ),
     Mutant(
         "revealed: without the clip",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "seen[name] = (factors.unsqueeze(-1) * vectors).float()",
         "seen[name] = vectors.float()",
     ),
@@ -1554,14 +1578,14 @@ MUTANTS = (
     Mutant(
         "stacked: silos of uneven lengths come back in another order",
         "client/stacked.py",
-        "return vectors[back]",
-        "return vectors",
+        "return torch.cat(vectors)[back]",
+        "return torch.cat(vectors)",
     ),
     Mutant(
         "stacked: a silo with steps left stops",
-        "client/stacked.py",
-        "active = int((count > 0).sum())",
-        "active = max(1, int((count > 0).sum()) - 1)",
+        "client/batches.py",
+        "(counts > 0).sum(0).tolist()",
+        "((counts > 0).sum(0) - 1).clip(1).tolist()",
     ),
     Mutant(
         "stacked adapters: the signal passes the base alone",
@@ -1763,13 +1787,13 @@ MUTANTS = (
     ),
     Mutant(
         "personal privacy: a query is asked again for nothing",
-        "client/host.py",
+        "client/session.py",
         "or name in self._asked:",
         "or False:",
     ),
     Mutant(
         "personal privacy: a query outside of rounds",
-        "client/host.py",
+        "client/session.py",
         'if host.dpsgd is not None and not self._training:\n            raise ValueError(f"query',
         'if False:\n            raise ValueError(f"query',
     ),
@@ -2249,13 +2273,13 @@ MUTANTS = (
     ),
     Mutant(
         "hostile strategies: a silo counts as often as it answers",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "elif reason is None and silo in self._answered:",
         "elif False:",
     ),
     Mutant(
         "hostile strategies: any weight without privacy",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "heaviest = 1.0 if private else self.heaviest",
         "heaviest = 1.0 if private else math.inf",
     ),
@@ -2302,10 +2326,22 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "a silo is padded as the longest of its stack is",
+        "client/batches.py",
+        "np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)",
+        "np.split(order, [])",
+    ),
+    Mutant(
+        "the last batch of an epoch is padded to the longest of its step",
+        "client/batches.py",
+        "padded(counts.max(0, initial=0)).tolist()",
+        "counts.max(0, initial=0).tolist()",
+    ),
+    Mutant(
         "reweight: silos of a stack swap their weights",
         "client/stacked.py",
-        "if plan.full or correct is not None or reweight is not None:",
-        "if plan.full or correct is not None:",
+        "if correct is not None or reweight is not None or plan.full:",
+        "if correct is not None or plan.full:",
     ),
     Mutant(
         "groups: sums are clipped at twice what is priced",
@@ -2392,6 +2428,108 @@ MUTANTS = (
         "if True:",
     ),
     Mutant(
+        "watch: strict losses are drawn",
+        "simulations/watching/course.py",
+        "if name in self.withheld:",
+        "if False:",
+    ),
+    Mutant(
+        "watch: escape codes reach the terminal",
+        "simulations/watching/frame.py",
+        'return "".join(letter if letter.isprintable() else "?" for letter in text)',
+        "return text",
+    ),
+    Mutant(
+        "watch: a line may pass the width",
+        "simulations/watching/frame.py",
+        "line.truncate(self.width,",
+        "line.truncate(self.width + 40,",
+    ),
+    Mutant(
+        "watch: the end leaves out what was done again",
+        "simulations/watching/pricing.py",
+        "history = [Repeated(each, times) for each, times in counts.items()]",
+        "history = [Repeated(each, min(times, 3)) for each, times in counts.items()]",
+    ),
+    Mutant(
+        "watch: every turn pays",
+        "simulations/watching/pricing.py",
+        "rest = -(-rounds // separation) - -(-last.round // separation)",
+        "rest = rounds - last.round",
+    ),
+    Mutant(
+        "watch: the lock is tried",
+        "simulations/watching/course.py",
+        '            lines = Path("/proc/locks").read_text().splitlines()',
+        '            lines = [f":{lock} "] if (self.folder / "lock").write_text("") == 0 else []',
+    ),
+    Mutant(
+        "watch: rounds are said again after a resume",
+        "simulations/watching/live.py",
+        'if course is not None and row["round"] > shown:',
+        "if course is not None:",
+    ),
+    Mutant(
+        "watch: over while somebody goes on",
+        "simulations/watching/course.py",
+        'return self.state != "open" and not self.held',
+        'return self.state != "open"',
+    ),
+    Mutant(
+        "sinks: one that fails stops the run",
+        "simulations/sinks/telling.py",
+        "except Exception as error:  # Whatever it is: metrics never stop a run.",
+        "except OSError as error:",
+    ),
+    Mutant(
+        "sinks: one that failed is told more",
+        "simulations/sinks/telling.py",
+        "                del self._sinks[name]\n",
+        "",
+    ),
+    Mutant(
+        "sinks: private numbers are told",
+        "simulations/sinks/telling.py",
+        "return row if self._private else",
+        "return row if True else",
+    ),
+    Mutant(
+        "sinks: the seed is told",
+        "simulations/sinks/telling.py",
+        '        del keys["seed"]',
+        "        pass",
+    ),
+    Mutant(
+        "sinks: paths are told",
+        "simulations/sinks/telling.py",
+        "named = [(name, value) for name, value in found.items() if name not in PATHS]",
+        "named = list(found.items())",
+    ),
+    Mutant(
+        "sinks: a missing package is found out later",
+        "simulations/running.py",
+        "        telling.require(experiment)\n",
+        "",
+    ),
+    Mutant(
+        "sinks: a resumed table is not mended",
+        "simulations/sinks/table.py",
+        "        if resumed:\n            self._write()",
+        "        if False:\n            self._write()",
+    ),
+    Mutant(
+        "sinks: reasons are formulas",
+        "simulations/sinks/table.py",
+        "reasons = json.dumps(row.get(REASONS) or {}, sort_keys=True)",
+        'reasons = next(iter(row.get(REASONS) or {}), "")',
+    ),
+    Mutant(
+        "sinks: a part of the digest",
+        "strategies/experiment.py",
+        'if name not in ("name", "metrics", "engine")}',
+        'if name not in ("name", "engine")}',
+    ),
+    Mutant(
         "metrics: a torn line counts as read",
         "simulations/metrics/tail.py",
         'whole = data[: data.rfind(b"\\n") + 1]',
@@ -2422,86 +2560,6 @@ MUTANTS = (
         "simulations/metrics/serving.py",
         "if certificates is None and not local:",
         "if False and not local:",
-    ),
-    Mutant(
-        "monitor: what is reserved is told after the round",
-        "server/loop.py",
-        "        store.monitor.reserved(round_, odometer.after(charges))\n",
-        "",
-    ),
-    Mutant(
-        "monitor: a disk that fails stops the run",
-        "server/monitor.py",
-        "with suppress(OSError, ValueError), open",
-        "with suppress(ValueError), open",
-    ),
-    Mutant(
-        "monitor: times of silos in a strict run",
-        "server/loop.py",
-        "phases.trained = collector.tally.seconds if training.record else []",
-        "phases.trained = collector.tally.seconds",
-    ),
-    Mutant(
-        "metrics: times of silos are shown",
-        "simulations/metrics/exporter.py",
-        """    if not run.withheld:
-        yield "silo_train_duration_seconds\"""",
-        """    if True:
-        yield "silo_train_duration_seconds\"""",
-    ),
-    Mutant(
-        "metrics: the round in flight is not in what is reserved",
-        "simulations/metrics/exporter.py",
-        'reserved["silo"] = max(spent.get("silo", 0.0), run.reserved)',
-        'reserved["silo"] = spent.get("silo", 0.0)',
-    ),
-    Mutant(
-        "metrics: a failed ledger is not shown",
-        "simulations/running.py",
-        "            self.store.monitor.failed()",
-        "            pass",
-    ),
-    Mutant(
-        "metrics.inline: a port that is taken ends the run",
-        "simulations/metrics/inline.py",
-        "    except Unheard as error:",
-        "    except ZeroDivisionError as error:",
-    ),
-    Mutant(
-        "metrics.inline: the endpoint outlives the run",
-        "simulations/metrics/inline.py",
-        "    finally:\n        stop()",
-        "    finally:\n        pass",
-    ),
-    Mutant(
-        "metrics.inline: across machines",
-        "strategies/rules_engine.py",
-        'if metrics.inline and engine.kind == "flower":',
-        "if False:",
-    ),
-    Mutant(
-        "silo metrics: a code of nobody is a label",
-        "simulations/metrics/silo.py",
-        "self._outcomes[what if what in OUTCOMES else OTHER] += 1",
-        "self._outcomes[what] += 1",
-    ),
-    Mutant(
-        "silo metrics: an answer given again is another round",
-        "client/engagement.py",
-        "found, self._trained_s = {",
-        "found, _ = {",
-    ),
-    Mutant(
-        "silo metrics: charges for another relation are left out",
-        "privacy/account.py",
-        "    if any(entry.neighbours != neighbours for entry in own):",
-        "    if False:",
-    ),
-    Mutant(
-        "report: the folders of files are shown",
-        "simulations/report/run.py",
-        "shown = without_folders(read)",
-        "shown = read",
     ),
     Mutant(
         "metrics: clients without a certificate are let in",
@@ -2758,6 +2816,36 @@ MUTANTS = (
         'FEDERATION = "federation"',
         'FEDERATION = "default"',
     ),
+    Mutant(
+        "simulation: a real node without a socket answers for a made-up silo",
+        "client/app.py",
+        'return ray is not None and bool(ray.is_initialized()) and "partition-id" in config and not apart',
+        'return "partition-id" in config and not apart',
+    ),
+    Mutant(
+        "simulation: a silo that reaches another actor has forgotten its run",
+        "simulations/deploying/virtual.py",
+        "elif hello.exists():",
+        "elif False:",
+    ),
+    Mutant(
+        "simulation: fewer nodes than silos are taken",
+        "simulations/deploying/virtual.py",
+        "if nodes != silos:",
+        "if nodes > silos:",
+    ),
+    Mutant(
+        "simulation: two processes speak for a silo at once",
+        "simulations/deploying/virtual.py",
+        "fcntl.flock(lock, fcntl.LOCK_EX)",
+        "fcntl.flock(lock, fcntl.LOCK_UN)",
+    ),
+    Mutant(
+        "simulation: real silos are told a folder",
+        "server/flower.py",
+        "if folder is not None:",
+        "if True:",
+    ),
     Mutant("keys for all to read", "simulations/deploying/certificates.py", "os.O_EXCL, 0o600)", "os.O_EXCL, 0o644)"),
     Mutant(
         "no TLS to the outside",
@@ -2776,6 +2864,48 @@ MUTANTS = (
         "simulations/deploying/processes.py",
         "while left := self.family():",
         "while left := []:",
+    ),
+    Mutant(
+        "registering: who was let in once may always join",
+        "simulations/deploying/registering.py",
+        "if number not in stay:",
+        "if False:",
+    ),
+    Mutant(
+        "registering: a revoked key is forgotten",
+        "simulations/deploying/registering.py",
+        "elif known[text] is None:",
+        "elif False:",
+    ),
+    Mutant(
+        "silos: too long by how much is not said",
+        "client/answers.py",
+        "for name, factor in factors.items() if factor < 1}",
+        "for name, factor in factors.items() if factor < 0}",
+    ),
+    Mutant(
+        "scraping: an exporter that does not close its port",
+        "simulations/metrics/serving.py",
+        "server.server_close()",
+        "pass",
+    ),
+    Mutant(
+        "processes: one outlives a parent that is killed",
+        "simulations/deploying/bound.py",
+        "signal.SIGKILL, 0, 0, 0)",
+        "0, 0, 0, 0)",
+    ),
+    Mutant(
+        "processes: an orphan begins",
+        "simulations/deploying/bound.py",
+        "if os.getppid() != parent:",
+        "if False:",
+    ),
+    Mutant(
+        "processes: one is tied to a thread",
+        "simulations/deploying/processes.py",
+        "if threading.current_thread() is not threading.main_thread():",
+        "if False:",
     ),
     Mutant(
         "office: the silo's charge left out",
@@ -2942,7 +3072,7 @@ MUTANTS = (
     Mutant(
         "office: an experiment that is not its digest",
         "simulations/deploying/opening.py",
-        "if digest(experiment) != hello.digest:",
+        "if digest(experiment) != known:",
         "if False:",
     ),
     Mutant(
@@ -3046,6 +3176,86 @@ MUTANTS = (
         "server/remote.py",
         "if self._silent >= SILENT:",
         "if False:",
+    ),
+    Mutant(
+        "monitor: what is reserved is told after the round",
+        "server/loop.py",
+        "        store.monitor.reserved(round_, odometer.after(charges))\n",
+        "",
+    ),
+    Mutant(
+        "monitor: a disk that fails stops the run",
+        "server/monitor.py",
+        "with suppress(OSError, ValueError), open",
+        "with suppress(ValueError), open",
+    ),
+    Mutant(
+        "monitor: times of silos in a strict run",
+        "server/loop.py",
+        "phases.trained = collector.tally.seconds if training.record else []",
+        "phases.trained = collector.tally.seconds",
+    ),
+    Mutant(
+        "metrics: times of silos are shown",
+        "simulations/metrics/exporter.py",
+        """    if not run.withheld:
+        yield "silo_train_duration_seconds\"""",
+        """    if True:
+        yield "silo_train_duration_seconds\"""",
+    ),
+    Mutant(
+        "metrics: the round in flight is not in what is reserved",
+        "simulations/metrics/exporter.py",
+        'reserved["silo"] = max(spent.get("silo", 0.0), run.reserved)',
+        'reserved["silo"] = spent.get("silo", 0.0)',
+    ),
+    Mutant(
+        "metrics: a failed ledger is not shown",
+        "simulations/running.py",
+        "            self.store.monitor.failed()",
+        "            pass",
+    ),
+    Mutant(
+        "metrics.inline: a port that is taken ends the run",
+        "simulations/metrics/inline.py",
+        "    except Unheard as error:",
+        "    except ZeroDivisionError as error:",
+    ),
+    Mutant(
+        "metrics.inline: the endpoint outlives the run",
+        "simulations/metrics/inline.py",
+        "    finally:\n        stop()",
+        "    finally:\n        pass",
+    ),
+    Mutant(
+        "metrics.inline: across machines",
+        "strategies/rules_engine.py",
+        'if metrics.inline and engine.kind == "flower":',
+        "if False:",
+    ),
+    Mutant(
+        "silo metrics: a code of nobody is a label",
+        "simulations/metrics/silo.py",
+        "self._outcomes[what if what in OUTCOMES else OTHER] += 1",
+        "self._outcomes[what] += 1",
+    ),
+    Mutant(
+        "silo metrics: an answer given again is another round",
+        "client/engagement.py",
+        "self._trained_s, self._clipped = [], {}",
+        "self._clipped = {}",
+    ),
+    Mutant(
+        "silo metrics: charges for another relation are left out",
+        "privacy/account.py",
+        "    if any(entry.neighbours != neighbours for entry in own):",
+        "    if False:",
+    ),
+    Mutant(
+        "report: the folders of files are shown",
+        "simulations/report/run.py",
+        "shown = without_folders(read)",
+        "shown = read",
     ),
 )
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from simulations.report.markup import Html, element, join
-from simulations.report.plots import Axis, Curve, plot
+from simulations.report.plots import Curve, plot
+from simulations.report.scales import Axis
 
 BOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "dashboards" / "confide.json"
 MOST = 12  # Curves of a panel, and lines of a list: a board of many runs is for Grafana.

@@ -57,11 +57,13 @@ def execute(args: argparse.Namespace) -> int:
 
 def describe(name: str, topics: Sequence[Topic], remarks: Sequence[str]) -> str:
     """The statement as paragraphs of at most 80 columns."""
+    from simulations.words.privacy import READ_MORE
+
     blocks = [_wrapped(f"What the privacy of the run {name!r} means", "")]
     blocks += [_wrapped(f"Warning: {line}", "") for line in remarks]
     for topic in topics:
         blocks.append("\n".join([topic.title, *(_wrapped(line, "  ") for line in topic.sentences)]))
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, _wrapped(READ_MORE, "")])
 
 
 def _wrapped(text: str, indent: str) -> str:

@@ -76,8 +76,8 @@ def execute(args: argparse.Namespace) -> int:
 def _answer(args: argparse.Namespace, policy: Policy, folder: Path, place: Place, mode: int) -> int:
     from client.daemon import Daemon
     from client.office import Office
-    from simulations.cli import version
     from simulations.deploying.opening import Opener
+    from simulations.version import version
 
     opener = Opener(args.data, args.number, args.device, policy)
     office = Office(number=args.number, policy=policy, folder=folder, open_run=opener)

@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from privacy.contributions import Failure, Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Failure, Partial
 from server.link import Request, chunks
 from simulations.data.federation import Federation
 from simulations.engines import setup

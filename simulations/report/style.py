@@ -50,19 +50,21 @@ figcaption span { display: block; color: var(--muted); font-size: .85rem; }
 .line { stroke-width: 2; }
 .line.fine { stroke-width: 1; }
 .dots { stroke-width: 5; }
+.band { fill-opacity: .16; stroke: none; }
+.column { stroke: var(--paper); stroke-width: 1; }
 .bar { stroke-width: 8; stroke-linecap: round; }
 .bar.wide { stroke-opacity: .5; }
 path.line.b { stroke-dasharray: 7 5; }
-path.a, line.a { stroke: var(--a); } .chart text.a, circle.a { fill: var(--a); }
-path.b, line.b { stroke: var(--b); } .chart text.b, circle.b { fill: var(--b); }
+path.line.a, path.dots.a, line.a { stroke: var(--a); } .chart text.a, circle.a, .band.a, .column.a { fill: var(--a); }
+path.line.b, path.dots.b, line.b { stroke: var(--b); } .chart text.b, circle.b, .band.b, .column.b { fill: var(--b); }
 circle { stroke: var(--paper); stroke-width: 1.5; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .charts + .scroll { margin-top: 1.6rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: right; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--rule); font-weight: inherit;
   vertical-align: baseline; }
 thead th { color: var(--muted); font-size: .85rem; white-space: nowrap; }
 th:first-child { text-align: left; }
-.scroll td { white-space: nowrap; } .scroll th[scope=row] { min-width: 9rem; }
+.scroll td { white-space: nowrap; } .scroll th[scope=row] { min-width: 9rem; white-space: pre-wrap; }
 table.facts { width: 100%; max-width: 44rem; }
 table.facts th { color: var(--muted); width: 9.5rem; }
 table.facts td { text-align: left; padding-right: 0; overflow-wrap: anywhere; }
@@ -71,7 +73,8 @@ table.facts td { text-align: left; padding-right: 0; overflow-wrap: anywhere; }
 code, pre { font: .88em/1.5 ui-monospace, "Cascadia Mono", "SF Mono", Menlo, Consolas, monospace; }
 code { overflow-wrap: anywhere; }
 code.hash { font-size: .8em; }
-pre { background: var(--card); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; margin: .4rem 0 .9rem; }
+pre { background: var(--card); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; margin: .4rem 0 .9rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; -webkit-user-select: all; }
 details { margin: .9rem 0 0; }
 summary { cursor: pointer; color: var(--muted); margin-bottom: .4rem; }
 ul { max-width: 44rem; padding-left: 1.2rem; margin: 0; }
@@ -81,15 +84,18 @@ footer { color: var(--muted); font-size: .85rem; padding-top: 2rem; padding-bott
 @media (max-width: 54rem) { .cards { grid-template-columns: 1fr 1fr; } }
 @media (max-width: 30rem) { .cards > div { padding: .7rem .8rem .8rem; } .cards b { font-size: 1.35rem; }
   body { font-size: 15px; } header { padding-top: 1.4rem; } h1 { font-size: 1.7rem; }
-  table.facts th { width: 7rem; } }
-@media print { @page { margin: 16mm; } body { font-size: 10.5pt; } main, header, footer { max-width: none; padding: 0; }
+  table.facts th { width: 7rem; }
+  .comparison .plot { font-size: 16px; } .comparison .plot .head { font-size: 18px; } }
+@media print { @page { size: A4; margin: 16mm; } body { font-size: 10.5pt; }
+  main, header, footer { max-width: none; padding: 0; }
   header { padding-top: 0; } .cards > div, pre, tr { break-inside: avoid; }
   h2, h2 + p { break-after: avoid; } section { margin-top: 6mm; padding-top: 4mm; } footer { padding: 4mm 0 0; }
   :root { --paper: #fff; }
   .cards { grid-template-columns: repeat(4, 1fr); gap: 3mm; } .cards > div { border: 1px solid var(--rule);
   padding: 3mm; }
   .cards b { font-size: 15pt; } .charts { grid-template-columns: 1fr 1fr; gap: 6mm 8mm; }
-  .line, .dots, .bar, .amount { display: inline-block; width: 10rem; }
-.meter { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  pre { white-space: pre-wrap; } }
+  .line, .dots, .bar, .band, .column, .meter, .cards > div, pre { print-color-adjust: exact;
+  -webkit-print-color-adjust: exact; }
+  .scroll { overflow: visible; } .scroll td, thead th { white-space: normal; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; } }
 """

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any, Literal
 
+from privacy.meaning import wrong_guesses
 from simulations.report.markup import Html, element, join
 
 Rounding = Literal["up", "down", "near"]
@@ -107,17 +108,12 @@ def duration(seconds: float) -> str:
 
 
 def promise(claimed: Mapping[str, Any]) -> str:
-    """What a claimed epsilon promises one silo, in two sentences.
-
-    A guess between two neighbouring worlds, each as likely as the other, is right with probability at most
-    (e^epsilon + delta) / (1 + e^epsilon): Kairouz, Oh, Viswanath, "The Composition Theorem for Differential Privacy",
-    ICML 2015, theorem 2.1, at the corner of the region of error rates where both are equal.
-    """
+    """What a claimed epsilon promises one silo, in two sentences."""
     epsilon, relation = claimed["epsilon_upper"], claimed["neighbours"]
     if epsilon is None:
         return "No finite ε is proved: what this run released may say everything about a silo."
     times = number(math.exp(epsilon), rounding="up") if epsilon < 700 else number(None)
-    wrong = (1 - claimed["delta"]) / (1 + math.exp(min(epsilon, 700.0)))
+    wrong = wrong_guesses(epsilon, claimed["delta"])
     return (
         f"No outcome of this run is more than {_POWER} = {times} times as likely {_CASES[relation]}, or the other "
         f"way round, apart from a probability of δ = {small(claimed['delta'])}. Somebody who knows everything else and "

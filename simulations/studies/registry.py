@@ -21,6 +21,7 @@ MODULES = (
     "mean_estimation",
     "mr_mtl",
     "one_shot_table",
+    "reading_epsilon",
     "scoreboard",
     "shadow_learning",
 )  # Of this folder; each registers its studies.

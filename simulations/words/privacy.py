@@ -17,6 +17,7 @@ from simulations.words.channels import noise_words
 
 NO_PRIVACY = "This run had no privacy: updates were neither clipped nor noised, so ε is infinite for every silo."
 NO_SILO_PRIVACY = "A whole silo had no privacy in this run: its ε is infinite. Single examples had."
+READ_MORE = "How to read an ε, with pictures: privacy/READING_EPSILON.md in confide’s source."
 NOTHING_CHARGED = "No round was charged: nothing was released, so ε is 0."
 STANDARD_ERRORS = 1.96  # Of a 95% interval.
 _METHODS = {

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from privacy import streams
 from privacy.accountant import epsilon
+from privacy.contributions import Contributions, Partial
 from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import Charge, Ledger, LedgerError
 from privacy.ledger import read as read_ledger
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise, SystemNoise, grid, noised
-from privacy.release import Contributions, Partial, Release
+from privacy.release import Release
 from server import loop
 from server.checkpoint import read as read_checkpoint
 from server.link import Request

@@ -78,6 +78,7 @@ def test_a_run_leaves_its_model_its_lines_and_its_claim(data: Path, tmp_path: Pa
     rows = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
     claimed = outcome.result["privacy"]["silo"]
     assert rows[-1]["epsilon"] == claimed["epsilon_upper"] == price(6)
+    assert outcome.read().series("epsilon") == [(row["round"], row["epsilon"]) for row in rows]
     assert rows[-1]["accuracy"] == outcome.result["metrics"]["accuracy"]
     assert (outcome.result["rounds"], claimed["charged_rounds"], outcome.result["stopped"]) == (6, 6, None)
     model = tmp_path / "run" / "model.safetensors"
