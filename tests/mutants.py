@@ -2562,6 +2562,18 @@ MUTANTS = (
         "if False and not local:",
     ),
     Mutant(
+        "report: the command that makes a run again has a folder in it",
+        "simulations/report/run.py",
+        "    if without_folders(words) != words:",
+        "    if False:",
+    ),
+    Mutant(
+        "silos are told where the server shows its metrics",
+        "simulations/deploying/connecting.py",
+        "data=data, engine=Engine(), metrics=metrics)",
+        "data=data, engine=Engine())",
+    ),
+    Mutant(
         "metrics: clients without a certificate are let in",
         "simulations/metrics/serving.py",
         "client_auth_required=certificates is not None,",

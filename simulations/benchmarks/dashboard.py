@@ -43,6 +43,11 @@ class Series:
     label: str
     points: Sequence[tuple[float, float]]
 
+    @property
+    def moves(self) -> bool:
+        """Whether it is not the same all the time."""
+        return len({value for _, value in self.points}) > 1
+
 
 def main() -> None:
     """Writes the page."""
@@ -98,15 +103,18 @@ def _drawn(number: int, panel: Mapping[str, Any], series: Sequence[Series]) -> H
     if not series:
         inner = [element("h3", {}, title), element("p", {"class": "empty"}, "no answer")]
     elif panel["type"] == "timeseries":
-        curves = [Curve(each.label, each.points) for each in series[:MOST]]
+        moving = sorted(series, key=lambda each: not each.moves)  # What stands still is left out first.
+        curves = [Curve(each.label, each.points) for each in moving[:MOST]]
         more = "" if len(series) <= MOST else f"; {len(series) - MOST} more are left out"
         unit = str(panel["fieldConfig"]["defaults"].get("unit", ""))
         told = f"{len(series)} series{more}"
         inner = [plot(f"panel{number}", title, told=told, curves=curves, x=Axis("seconds"), y=Axis(unit))]
     else:
+        latest = max(each.points[-1][0] for each in series)
         rows = [
             element("tr", {}, element("td", {}, each.label), element("td", {}, f"{each.points[-1][1]:.4g}"))
             for each in series[:MOST]
+            if each.points[-1][0] == latest  # Not what was so a while ago.
         ]
         inner = [element("h3", {}, title), element("table", {}, *rows)]
     return element("div", {"class": "panel"}, *inner)

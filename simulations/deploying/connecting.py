@@ -21,7 +21,7 @@ from simulations.deploying.flower import SIGNING
 from simulations.engines import setup
 from strategies.codec import encode
 from strategies.envelope import Schema
-from strategies.experiment import Engine, Experiment, digest
+from strategies.experiment import Engine, Experiment, Metrics, digest
 from strategies.signing import signed
 from strategies.yaml_text import yaml_of
 
@@ -93,10 +93,11 @@ def terms(active: ActiveRun) -> Terms:
 
 
 def public(experiment: Experiment) -> Experiment:
-    """An experiment without what is of the server's machine alone: its engine, and the folders of its files."""
+    """An experiment without what is of the server's machine alone: its engine, its sinks, the folders of its files."""
     path = experiment.data.path
     data = experiment.data if path is None else replace(experiment.data, path=f"./{Path(path).name}")
-    return replace(experiment, data=data, engine=Engine())
+    metrics = Metrics(privacy=experiment.metrics.privacy, every=experiment.metrics.every)
+    return replace(experiment, data=data, engine=Engine(), metrics=metrics)
 
 
 def schema(federation: Federation) -> Schema:

@@ -150,6 +150,9 @@ def read_run(folder: Path) -> Run:
     # The page is handed on: it shows the experiment without the folders of this machine.
     read = read_yaml(experiment)
     shown = without_folders(read)
+    words = result.get("command") or []
+    if without_folders(words) != words:  # It sets a path: then experiment.yaml has to do.
+        result = result | {"command": None}
     return Run(result, rows, shown, spelt if shown == read else yaml_of(shown))
 
 

@@ -20,20 +20,22 @@ from prometheus_client.registry import Collector
 
 from client.policy import Policy
 from server.loop import RoundResult
-from simulations.deploying.connecting import connect
+from simulations.deploying.connecting import connect, public
 from simulations.metrics.exporter import Exporter
 from simulations.metrics.silo import SiloExporter
-from simulations.running import ActiveRun, train
-from strategies.loading import parse
+from simulations.running import ActiveRun, run, train
+from simulations.shipped import CONFIGS
+from strategies.experiment import Metrics, digest
+from strategies.loading import load, parse
 from tests.server.posts import FakePost, Time
-from tests.simulations.silos import office, policy
+from tests.simulations.silos import DIGITS, office, policy
 
 NAMES = ("Wolkenkuckucksheim", "Zwiebelturmklinik", "Quastenflosserhof", "Xanthippenstift")
 PLACE = "Verborgenerordner"
 CELLS = ("271828.25", "314159.75", "161803.5")
 TORN = "Unlesbareszeug"
 PLANTED = (*NAMES, PLACE, *CELLS, TORN)
-FILES = ("report.html", "rounds.jsonl", "monitor.jsonl")
+FILES = ("report.html", "rounds.jsonl", "rounds.csv", "monitor.jsonl")
 SILO = {"clip_norm": 0.5, "noise_multiplier": 2.0, "delta": 1e-2}
 HEADER = "age,weight,clinic,ill\n"
 
@@ -86,6 +88,17 @@ def test_a_simulation_shows_no_silos_name_no_place_and_no_cell(hidden: Path, pri
     assert (result["metrics"]["per_silo"] is None) == (privacy == "strict")
     # The owner's: which file was read.
     assert leaks({"experiment": (folder / "experiment.yaml").read_bytes()}) == [("experiment", PLACE)]
+
+
+def test_a_report_does_not_tell_a_path_in_the_command_that_makes_its_run_again(hidden: Path) -> None:
+    (hidden / "people.csv").write_text(table(200, *NAMES))
+    keys = ["data.name=null", f"data.path={hidden}/people.csv", "data.target=ill", "data.silos=20", "rounds=1"]
+    keys += ["data.standardize=none", "privacy.audit.canaries=0", "privacy.silo.delta=1e-2"]
+    outcome = run(load(CONFIGS / "quickstart.yaml", keys), out=hidden / "runs" / "one")
+    assert PLACE in " ".join(outcome.result["command"])  # The owner's: result.json stays in the folder.
+    page = (outcome.folder / "report.html").read_text()
+    assert leaks({"report.html": page}) == []
+    assert "confide run experiment.yaml" in page
 
 
 class Mouth:
@@ -146,6 +159,12 @@ def test_silos_apart_show_no_name_no_place_and_no_cell(hidden: Path, caplog: pyt
         assert value(exported, f'wire_bytes_total{{direction="{way}",run="one"}}') > value(
             exported, f'payload_bytes_total{{direction="{way}",run="one"}}'
         )
+
+
+def test_silos_are_not_told_where_the_server_shows_its_metrics() -> None:
+    asked = parse(DIGITS | {"metrics": {"inline": True, "port": 4711, "privacy": "research", "every": 2}})
+    assert public(asked).metrics == Metrics(privacy="research", every=2)
+    assert digest(public(asked)) == digest(asked)
 
 
 def test_private_numbers_of_a_silo_leave_only_where_its_own_policy_names_them(hidden: Path) -> None:
