@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from privacy.chain import Head
 from privacy.mechanism import Mechanism
 from privacy.release import Contributions, Failure, Partial
@@ -23,6 +25,7 @@ from server.store import StoreError
 from strategies.base import Evaluation, Instruction, Split, Strategy
 from strategies.envelope import Expected, Reply, Schema, Task, encode
 from strategies.layout import Layout
+from strategies.messages import MOMENTS
 from strategies.traffic import message
 from strategies.wire import Values
 
@@ -94,6 +97,7 @@ class RemoteLink:
         self._used: set[int] = set()
         self._heads: dict[int, Head] = {}
         self._met, self._silent = False, 0
+        self._constants: Mapping[str, Tensor] = {}
 
     def ask(
         self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
@@ -111,6 +115,18 @@ class RemoteLink:
         self._require_somebody(done)
         for number, (instruction, silos) in enumerate(chunks(requests, self.terms.chunk)):
             yield self._summed(done, instruction, silos, mechanisms, chunk=number, record=record)
+
+    def everybody(self, expected: Expected) -> Exchange:
+        """Asks all silos for their moments, in round 0, which comes once: an attempt at it like at any round."""
+        self._meet()
+        task = self._bare("moments", attempt=self.book.begin(0))
+        return self._exchange(dict.fromkeys(range(self.population), (task, expected)))
+
+    def tell(self, constants: Tensor) -> None:
+        """Says from now on, with every hello, what features are standardised with; who was greeted before is again."""
+        self._constants, self._met = {MOMENTS: constants}, False
+        for silo in list(self.roll.node_of):
+            self.roll.rejoin(silo)
 
     def evaluate(
         self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
@@ -237,7 +253,8 @@ class RemoteLink:
         return replace(task, committed=self.book.page.used.get(silo, 0))
 
     def _hello(self) -> bytes:
-        return encode(replace(self._bare(), kind="hello", experiment=self.terms.experiment, schema=self.terms.schema))
+        told = {"experiment": self.terms.experiment, "schema": self.terms.schema, "vectors": self._constants}
+        return encode(replace(self._bare(), kind="hello", **told))  # type: ignore[arg-type]
 
     def _problem(self, reply: Reply) -> str | None:
         if (reply.run, reply.digest) != (self.book.run, self.terms.digest):
