@@ -53,7 +53,7 @@ integration: $(STAMP)  ## tests with real processes, a browser and fetched data;
 faults: $(STAMP)  ## tests of tests/faults/README.md: kills, full disks, hostile bytes, and all else that goes wrong
 	$(BIN)/python -m pytest -m fault $(ARGS)
 
-soak: $(STAMP)  ## 200 rounds of a server and seven silos that are killed at random, against a run in peace
+soak: $(STAMP)  ## a server and seven silos, killed at random until a budget of 200 rounds is spent, against a run in peace
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 mutants: $(STAMP)  ## break the source on purpose, line by line, and see that tests notice

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -24,6 +25,7 @@ __all__ = ["GENESIS", "Charge", "Entry", "Head", "Ledger", "LedgerError", "Loade
 TORN = "(torn)"  # The run that a torn line is booked to: whose it was cannot be known.
 PATIENCE_S = 60.0  # A reserve in a shared ledger takes milliseconds; who holds it longer hangs.
 _POLL_S = 0.005
+_WAITS = 10_000  # Remembered for whoever watches; without one the oldest are forgotten.
 
 
 class Reserve(Protocol):
@@ -63,6 +65,7 @@ class Ledger(Chain):
         self._told, self._first = tuple(told), first
         self._end = 0  # Of the last line that was read or written.
         self._broken = self._held = False
+        self._waits: deque[float] = deque(maxlen=_WAITS)
         self._file = _opened(path)
         try:
             if not shared:
@@ -136,6 +139,12 @@ class Ledger(Chain):
             self._held = False
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
+    def waited(self) -> list[float]:
+        """Seconds of each wait for the disk since the last call."""
+        found = list(self._waits)
+        self._waits.clear()
+        return found
+
     def close(self) -> None:
         """Lets the file and its lock go."""
         self._file.close()
@@ -176,7 +185,9 @@ class Ledger(Chain):
         try:
             self._put(data)
             if durable:
+                started = time.perf_counter()
                 os.fsync(self._file.fileno())
+                self._waits.append(time.perf_counter() - started)
         except OSError as error:
             self._broken = True
             with contextlib.suppress(OSError):  # If the line stays, it counts: too much, never too little.

@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 
 from privacy.audit import LENGTH, direction
+from privacy.contributions import Contributions, Partial
 from privacy.local import CANARY, LocalNoise
 from privacy.mechanism import GaussianSum, Mechanism
-from privacy.release import Contributions, Partial
-from server.link import Link, Request
+from server.link import Link, Passing, Request
 from server.participation import Participation
-from strategies.base import Evaluation, Instruction, Split
 
 BLOCK = 64  # Canaries summed at a time at most: directions are regenerated, never stored whole.
 NUMBERS = 2**22  # Numbers in a block of directions: 32 MiB.
 
 
-class CanaryLink:
+class CanaryLink(Passing):
     """A link that adds canaries to what another link brings.
 
     Canaries are never trained, do not vote on a clip norm that adapts, and count neither as silos, nor as bytes, nor in
@@ -49,10 +48,9 @@ class CanaryLink:
         seed: int,
         local: LocalNoise | None = None,
     ) -> None:
-        self.local = local
-        self.link, self.participation, self.channel, self.seed = link, participation, channel, seed
+        super().__init__(link)
+        self.participation, self.channel, self.seed, self.local = participation, channel, seed, local
         self.sizes = dict(sizes)
-        self.population = link.population
         self.block = max(1, min(BLOCK, NUMBERS // self.sizes[channel]))
 
     @property
@@ -87,25 +85,3 @@ class CanaryLink:
         channels = {name: torch.zeros(len(canaries), other) for name, other in self.sizes.items()}
         channels[self.channel] = length * torch.stack([direction(self.seed, canary, size) for canary in canaries])
         return channels
-
-    def evaluate(
-        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
-    ) -> Evaluation:
-        """Evaluates silos; canaries have no rows."""
-        return self.link.evaluate(instruction, silos, split=split, fresh=fresh)
-
-    def stage(self) -> None:
-        """Passes on."""
-        self.link.stage()
-
-    def commit(self, round_: int) -> None:
-        """Passes on."""
-        self.link.commit(round_)
-
-    def recover(self, round_: int) -> None:
-        """Passes on."""
-        self.link.recover(round_)
-
-    def close(self) -> None:
-        """Passes on."""
-        self.link.close()

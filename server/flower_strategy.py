@@ -24,7 +24,8 @@ from torch import Tensor
 from privacy import streams
 from privacy.account import BudgetSpent
 from privacy.accountant import Neighbours
-from privacy.release import Collector, Contributions, Failure, Tally
+from privacy.contributions import Contributions, Failure
+from privacy.release import Collector, Tally
 from server.flower_replies import checked
 from server.flower_rounds import Asked, Roster, RoundLedger
 from server.flower_settings import rounds

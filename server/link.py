@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
+from privacy.contributions import Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Partial
 from strategies.base import Evaluation, Instruction, Split, State, Strategy
 
 
@@ -87,6 +87,39 @@ class Link(Protocol):
     def close(self) -> None:
         """Lets workers and memory go."""
         ...
+
+
+class Passing:
+    """A link in front of another, which it passes all on to; a subclass says what is different when silos are asked.
+
+    Args:
+        link: the one behind it.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link, self.population = link, link.population
+
+    def evaluate(
+        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
+    ) -> Evaluation:
+        """How silos are served on their own held-out rows; see `Link.evaluate`."""
+        return self.link.evaluate(instruction, silos, split=split, fresh=fresh)
+
+    def stage(self) -> None:
+        """Stages personal state; see `Link.stage`."""
+        self.link.stage()
+
+    def commit(self, round_: int) -> None:
+        """Makes what was staged current; see `Link.commit`."""
+        self.link.commit(round_)
+
+    def recover(self, round_: int) -> None:
+        """Brings personal state to a checkpoint's round; see `Link.recover`."""
+        self.link.recover(round_)
+
+    def close(self) -> None:
+        """Lets workers and memory go."""
+        self.link.close()
 
 
 def evaluate(

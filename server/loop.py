@@ -97,6 +97,7 @@ class Training:
         admit: is given a round and its cohort; a round is reserved inside of what it returns, or stopped by it.
         values: the type that numbers travel as; it decides how many bytes they are.
         tells: is shown a round, its cohort and the state after it, and adds to the round's line; None adds nothing.
+        wire: bytes `up` and `down` at the transport since it was asked before, for monitoring; None: there is none.
         carried: what turns and correlated noise remember from round to round.
         local: what being asked costs a silo whose update the server sees, where silos noise their own.
     """
@@ -125,6 +126,7 @@ class Training:
     later: tuple[int, Evaluate] | None = None
     values: Values = "float32"
     tells: Callable[[int, Sequence[int], State], Mapping[str, Any]] | None = None
+    wire: Callable[[], Mapping[str, int]] | None = None
     carried: Carried = field(default=cast(Carried, None), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -223,6 +225,7 @@ def run(training: Training, link: Link, store: RunStore, ledger: Ledger) -> Iter
         phases.begin()
         with training.admit(round_, cohort):  # All units are charged, or none is and nobody is asked.
             entries = _reserve(training, ledger, event, round_, cohort)
+        store.monitor.reserved(round_, odometer.after(charges))
         phases.done("reserve")
         training, state, row = _train(training, link, state, round_, cohort, phases)
         idle = _idle(idle, row, last=round_ == training.rounds)
@@ -307,6 +310,7 @@ def _train(
     for partial in link.ask(requests, training.mechanisms, record=training.record):
         collector.add(partial)
     phases.done("train")
+    phases.trained = collector.tally.seconds if training.record else []
     release = collector.release(training.noise, stream=("noise", round_))
     before = strategy.audited(state)
     state = strategy.aggregate(state, release, streams.generator(training.seed, "aggregate", round_))
@@ -365,4 +369,6 @@ def _commit(
         ledger.commit(entry)
     store.append(line)
     phases.done("store")
+    wire = training.wire() if training.wire is not None else {}
+    store.monitor.committed(row["round"], (ledger, *training.ledgers), trained=phases.trained, wire=wire)
     return state

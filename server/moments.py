@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from privacy.contributions import Contributions, Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Contributions, Partial
 from server.remote import RemoteLink, Unreachable
 from strategies.envelope import Expected
 

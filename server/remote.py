@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from privacy.chain import Head
+from privacy.contributions import Contributions, Failure, Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Contributions, Failure, Partial
 from server.book import Book
 from server.exchange import OLD_LEDGER, OTHER_RUN, Clock, Exchange
 from server.link import Request, chunks
+from server.monitor import CountedPost
 from server.post import POLL_S, Post
 from server.roll import Roll
 from server.store import StoreError
@@ -89,9 +90,19 @@ class RemoteLink:
         book: what outlives a restart.
         terms: of the run.
         clock: of deadlines.
+        counted: what counts the post's bytes, or None.
     """
 
-    def __init__(self, post: Post, book: Book, terms: Terms, *, clock: Clock = Clock()) -> None:  # noqa: B008  # Frozen.
+    def __init__(
+        self,
+        post: Post,
+        book: Book,
+        terms: Terms,
+        *,
+        clock: Clock = Clock(),  # noqa: B008  # Frozen.
+        counted: CountedPost | None = None,
+    ) -> None:
+        self.counted = counted
         self.book, self.terms, self.population, self._clock = book, terms, terms.population, clock
         self.roll = Roll(post, self._hello, self._problem, terms.population, clock.now, terms.deadline_s)
         self._used: set[int] = set()
@@ -225,6 +236,7 @@ class RemoteLink:
         out = Contributions(mechanisms, expected.sizes, reveals=strategy.reveals, heaviest=strategy.heaviest)
         size = message(expected.sizes, expected.kept, expected.values)
         losses: list[float] = []
+        seconds: list[float] = []
         for silo in silos:
             reply = done.replies.pop(silo, None)  # Its memory is free again.
             if reply is None:
@@ -237,7 +249,8 @@ class RemoteLink:
             if out.arrived > before:
                 self._used.add(silo)
             losses += [_number(loss) for loss in reply.losses] if record else []
-        return out.partial(chunk, losses)
+            seconds.append(reply.seconds)
+        return replace(out.partial(chunk, losses), seconds=tuple(seconds))
 
     def _task(self, instruction: Instruction) -> Task:
         """What a tier of silos is asked, but for who they are and what they do."""

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from privacy.adaptive import clip_norms
 from privacy.mechanism import Mechanism
 from privacy.release import Tally
@@ -24,6 +26,8 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {"store": 0.0}
+        self.trained: list[float] = []
+        """Seconds of each silo, where they may be recorded."""
         self._mark = time.perf_counter()
 
     def begin(self) -> None:
@@ -74,9 +78,18 @@ def counts(
         losses = [loss for loss in tally.losses if not math.isnan(loss)]
         mean = sum(losses) / len(losses) if losses else math.inf
         row["train_loss"] = mean if math.isfinite(mean) else None  # JSON has no infinity.
+        row |= _spread(losses)
         if any(mechanism.private for mechanism in mechanisms.values()) and tally.arrived:
             row["clip_fraction"] = tally.clipped / tally.arrived
     return row
+
+
+def _spread(losses: Sequence[float]) -> dict[str, Any]:
+    """Percentiles of the training loss over silos; nothing where no silo reported one."""
+    if not losses or not all(map(math.isfinite, losses)):
+        return {}
+    p10, p50, p90 = np.percentile(losses, [10, 50, 90]).tolist()
+    return {"train_loss_silos": {"p10": p10, "p50": p50, "p90": p90}}
 
 
 def finite(measured: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from privacy.durable import atomic_write
 from server.checkpoint import Checkpoint, read, write
+from server.monitor import Monitor
 
 
 class StoreError(ValueError):
@@ -29,7 +30,7 @@ class RunStore:
     """
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
-        self.folder = folder
+        self.folder, self.monitor = folder, Monitor(folder / "monitor.jsonl")
         if resume and not self.experiment.exists():
             raise StoreError(f"{folder}: holds no run (no experiment.yaml); start one with 'confide run CONFIG'")
         if not resume and self.experiment.exists():

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
-from simulations.commands import BUDGET, FAILED, INTERRUPTED, OK, REFUSED
+from simulations.commands import INTERRUPTED, OK, REFUSED
 from simulations.commands import audit as audit_
 from simulations.commands import certs as certs_
 from simulations.commands import compare as compare_
@@ -34,36 +34,15 @@ from simulations.commands import serve as serve_
 from simulations.commands import silo as silo_
 from simulations.commands import study as study_
 from simulations.commands import sweep as sweep_
+from simulations.commands import watch as watch_
+from simulations.exits import codes
+from simulations.version import version
 
 COMMANDS = (
     *(run_, sweep_, study_, plan_, epsilon_, explain_, audit_, compare_, ledger_, predict_),
-    *(report_, metrics_, init_, config_, list_, data_, doctor_),
+    *(watch_, report_, metrics_, init_, config_, list_, data_, doctor_),
     *(certs_, serve_, silo_, join_),
 )
-
-# Named, not imported: most of these modules import torch, and an error can only come from a module that is loaded.
-ERRORS = {
-    ("strategies.schema", "ConfigError"): REFUSED,
-    ("strategies.plugins", "PluginError"): REFUSED,
-    ("client.errors", "DataError"): REFUSED,
-    ("client.example_sums", "UnsupportedModel"): REFUSED,
-    ("privacy.terms", "Unpriceable"): REFUSED,
-    ("privacy.chain", "LedgerError"): REFUSED,
-    ("privacy.account", "BudgetSpent"): BUDGET,
-    ("server.store", "StoreError"): REFUSED,
-    ("server.checkpoint", "CheckpointError"): REFUSED,
-    ("simulations.commands.runs", "RunError"): REFUSED,
-    ("simulations.report.run", "ReportError"): REFUSED,
-    ("simulations.auditing", "AuditError"): REFUSED,
-    ("server.loop", "Diverged"): FAILED,
-    ("server.turns", "TooSoon"): FAILED,
-    ("simulations.engines.pool", "WorkerError"): FAILED,
-    ("server.remote", "Unreachable"): FAILED,
-    ("simulations.deploying.certificates", "CertificateError"): REFUSED,
-    ("simulations.deploying.probing", "Refused"): REFUSED,
-    ("simulations.deploying.processes", "ProcessError"): FAILED,
-    ("simulations.deploying.submitting", "FederationError"): FAILED,
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,13 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def codes(error: Exception) -> Iterator[int]:
-    """The exit codes that the classes of an error stand for, the nearest first; none for a bug."""
-    for cls in type(error).__mro__:
-        if (cls.__module__, cls.__name__) in ERRORS:
-            yield ERRORS[cls.__module__, cls.__name__]
-
-
 def parser() -> Parser:
     """The whole command line."""
     root = Parser(
@@ -127,14 +99,3 @@ def parser() -> Parser:
         command.arguments(sub)
         sub.set_defaults(execute=command.execute)
     return root
-
-
-def version() -> str:
-    """The installed version; a checkout that is not installed has none."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("confide")
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -21,17 +21,28 @@ from server.loop import final_epsilon
 from server.loop import served as served_by
 from server.rows import finite
 from server.turns import charged
-from simulations import auditing, certificates, channels, evaluation, example_privacy, group_metrics, local_privacy
+from simulations import (
+    auditing,
+    certificates,
+    channels,
+    evaluation,
+    example_privacy,
+    group_metrics,
+    local_privacy,
+    reproducing,
+)
 from simulations.attacks import measuring
 from simulations.engines import setup
+from simulations.metrics.names import WITHHELD
 from strategies.base import Guard, Reported
+from strategies.experiment import digest
 from strategies.guarded import Guarded
 
 if TYPE_CHECKING:
     from simulations.running import ActiveRun
 
 MODEL = "model.safetensors"
-PACKAGES = ("torch", "numpy", "opacus", "dp-accounting", "safetensors", "cryptography")
+PACKAGES = ("torch", "flwr", "numpy", "opacus", "dp-accounting", "safetensors", "cryptography")
 
 
 def finish(active: ActiveRun) -> dict[str, Any]:
@@ -55,8 +66,11 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "communication": _communication(rows, predictor.numel()),
         "model": _model(active, predictor, experiment.strategy.guard(state)),
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
+        "shown": {"privacy": _shown(active), "withheld": list(WITHHELD) if _shown(active) == "strict" else []},
         "standardize": None if active.released is None else asdict(active.released),
         "versions": versions(),
+        "digest": digest(experiment),
+        "command": reproducing.command(experiment, active.plugins),
         "strategy_report": _reported({**experiment.strategy.report(state), **certificates.certified(active, state)}),
         "stopped": active.stopped,
         "silos": len(active.federation.train),
@@ -64,6 +78,8 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "ledger": asdict(active.ledger.head),
         "ledgers": {other.path.name: asdict(other.head) for other in active.training.ledgers},
     }
+    active.sinks.close(result)
+    result["sinks"] = dict(active.sinks.failed)
     active.store.finish(result)
     from simulations.report.page import write_report
 
@@ -83,7 +99,7 @@ def _metrics(active: ActiveRun, state: Mapping[str, Tensor], predictor: Tensor, 
     if "test" in served:
         measured["per_silo"] = served["test"]["per_silo"]
         if evaluate is None:
-            measured |= served["test"]
+            measured |= {name: served["test"][name] for name in measured}
     guard = active.experiment.strategy.guard(state)
     by_group = group_metrics.served(active.held(rounds), active, predictor, guard, variants)
     return measured | served | ({} if by_group is None else {"groups": by_group})
@@ -214,12 +230,22 @@ def _stamps(active: ActiveRun) -> list[str]:
         stamps.append("epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact")
         if active.records:
             stamps.append("metrics.privacy is research: numbers computed on private rows are shown and are not priced")
+        else:
+            stamps.append(f"metrics.privacy is strict: withheld are {', '.join(WITHHELD)}")
     return stamps
 
 
+def _shown(active: ActiveRun) -> str:
+    """Which numbers on private rows may be shown, as `simulations.metrics.replay` has it."""
+    if active.exact:
+        return "none"
+    return "research" if active.records else "strict"
+
+
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide numbers."""
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    """Of confide itself, of Python and of the packages that decide numbers."""
+    own = {"confide": f"{version('confide')} (source {reproducing.source()[:12]})", "python": platform.python_version()}
+    return own | {package: version(package) for package in PACKAGES}
 
 
 def _number(value: float) -> float | None:

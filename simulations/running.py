@@ -16,12 +16,14 @@ import torch
 from client.device import chosen
 from client.tables import Table
 from privacy.account import BudgetSpent
-from privacy.ledger import Ledger
+from privacy.ledger import Ledger, LedgerError
 from server import loop
 from server.canaries import CanaryLink
 from server.checkpoint import Checkpoint
 from server.link import Link
 from server.loop import Evaluate, RoundResult, Training
+from server.monitor import CountedPost
+from server.remote import RemoteLink
 from server.store import RunStore
 from server.unchanged import unchanged
 from simulations import accounts, auditing, example_accounts, planning, results, standardization
@@ -38,8 +40,11 @@ from simulations.engines.local import LocalLink
 from simulations.engines.pool import PoolLink
 from simulations.folders import default_folder, require_room, usable
 from simulations.local_privacy import noise_source, protection
+from simulations.metrics.inline import endpoint
 from simulations.preparing import prepare
 from simulations.shipped import find
+from simulations.sinks import telling
+from simulations.sinks.base import Told
 from strategies.backbones import frozen_digest
 from strategies.base import Guard
 from strategies.codec import encode
@@ -106,9 +111,12 @@ class ActiveRun:
         federation: Federation | None = None,
     ) -> None:
         self.experiment, self.folder, self._connect = experiment, folder, connect
+        self.plugins = tuple(plugins)
         if experiment.engine.kind == "flower" and connect is None:
             raise ConfigError([UNCONNECTED])
         self.noise = noise_source(experiment)
+        self._wire: CountedPost | None = None
+        telling.require(experiment)
         usable(folder, resume=resume)
         with ExitStack() as opened:
             # One thread per process: on a small machine more only get in each other's way, and the bits of a sum
@@ -143,6 +151,9 @@ class ActiveRun:
             """Who is malicious; None where nobody is."""
             self.link = opened.enter_context(closing(self._link(plugins)))
             self.training = self._training()
+            self.inline = opened.enter_context(endpoint(experiment.metrics, folder))
+            """The endpoint of this run's metrics, where it has one."""
+            self.sinks = self._sinks(opened, resumed=resume)
             self._opened = opened.pop_all()
         self.stopped: str | None = None
         """Why the run ended before its last round: `budget: ...` or `interrupted`."""
@@ -153,10 +164,14 @@ class ActiveRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, LedgerError):
+            self.store.monitor.failed()
         self._opened.close()
 
     def __iter__(self) -> Iterator[RoundResult]:
-        return loop.run(self.training, self.link, self.store, self.ledger)
+        for result in loop.run(self.training, self.link, self.store, self.ledger):
+            self.sinks.round(result.row)
+            yield result
 
     def finish(self) -> Outcome:
         """Writes model, result.json and report.html from the last committed round."""
@@ -238,6 +253,7 @@ class ActiveRun:
         link: Link
         if self._remote is not None:
             link = self._remote
+            self._wire = link.counted if isinstance(link, RemoteLink) else None
         elif experiment.engine.kind == "pool":
             workers = experiment.engine.workers or os.cpu_count() or 1
             link = PoolLink(
@@ -262,6 +278,13 @@ class ActiveRun:
             seed=experiment.seed,
             local=protection(experiment),
         )
+
+    def _sinks(self, opened: ExitStack, *, resumed: bool) -> telling.Sinks:
+        sinks = telling.Sinks.of(self.experiment, private=self.records)
+        opened.callback(sinks.close)
+        config = telling.config_of(self.experiment)
+        sinks.open(Told(self.experiment.name, self.folder, config, self.store.rows), resumed=resumed)
+        return sinks
 
     def _poisoner(self, roles: Roles) -> Callable[[int], Poisoner]:
         made: dict[int, Poisoner] = {}
@@ -316,6 +339,7 @@ class ActiveRun:
             local=plan.local.charge if plan.local is not None else None,
             values=experiment.wire.values,
             tells=self._watch(),
+            wire=None if self._wire is None else self._wire.take,
         )
 
     def _watch(self) -> Watch | None:

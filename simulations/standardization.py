@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from client.examples import Examples, Shards
+from privacy.contributions import Contributions, Partial
 from privacy.durable import atomic_write
 from privacy.events import Event, Gaussian
 from privacy.ledger import Ledger
 from privacy.mechanism import GaussianSum, Mechanism
 from privacy.noise import NoiseSource
-from privacy.release import Collector, Contributions, Partial
+from privacy.release import Collector
 from server.store import StoreError
 from simulations.data.federation import Federation
 from strategies.messages import MOMENTS

@@ -13,7 +13,7 @@ from strategies.clipping import AdaptiveClip, channel_problems
 from strategies.experiment import FILES, Budget, Cohort, Data, Experiment, Privacy, Train, Wire
 from strategies.rules_attacks import attack_rules, attacked_rules
 from strategies.rules_audit import alone_rules, audited_rules, planted_rules
-from strategies.rules_engine import apart_rules, engine_rules
+from strategies.rules_engine import apart_rules, engine_rules, inline_rules
 from strategies.rules_example import budget_rules, lengths_rules, numbers_rules, steps_rules
 from strategies.words import spell
 
@@ -259,6 +259,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[str]]], ...] = (
     (("attacks", "strategy", "privacy"), attacked_rules),
     (("engine", "privacy"), engine_rules),
     (("engine", "data", "privacy", "attacks"), apart_rules),
+    (("engine", "metrics"), inline_rules),
     (("wire", "privacy"), _wire_rules),
 )
 

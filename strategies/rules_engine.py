@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from strategies.attacks import Attack
-from strategies.experiment import Data, Engine, Privacy
+from strategies.experiment import Data, Engine, Metrics, Privacy
 
 
 def engine_rules(engine: Engine, privacy: Privacy) -> Iterator[str]:
@@ -19,6 +19,15 @@ def engine_rules(engine: Engine, privacy: Privacy) -> Iterator[str]:
     if any(section is not None for section in (privacy.silo, privacy.local, privacy.example)):
         # Who is fast would decide who counts, and every silo's share would depend on every other silo.
         yield "engine.quorum: under privacy a round never ends on a count of answers; remove it, and use deadline_s"
+
+
+def inline_rules(engine: Engine, metrics: Metrics) -> Iterator[str]:
+    """An endpoint lives in the process that it is about."""
+    if metrics.inline and engine.kind == "flower":
+        yield (
+            "metrics.inline: found true, but a run across machines is in a process of Flower's; "
+            "remove it, and use: confide metrics serve"
+        )
 
 
 def apart_rules(engine: Engine, data: Data, privacy: Privacy, attacks: Sequence[Attack]) -> Iterator[str]:

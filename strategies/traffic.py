@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from privacy.release import Message
+from privacy.contributions import Message
 from strategies import wire
 
 

@@ -369,7 +369,7 @@ MUTANTS = (
     ),
     Mutant(
         "clip after the sum",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "self.sums[name] += (factors * weights[good]) @ vectors",
         "self.sums[name] += float(mechanism.factors((weights[good] @ vectors).norm())) * (weights[good] @ vectors)",
     ),
@@ -387,13 +387,13 @@ MUTANTS = (
     ),
     Mutant(
         "weights above 1 pass",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "heaviest = 1.0 if private",
         "heaviest = 10.0 if private",
     ),
     Mutant(
         "updates that are not finite pass",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "finite &= torch.isfinite(norm)",
         "finite &= True",
     ),
@@ -466,8 +466,8 @@ MUTANTS = (
     Mutant(
         "other runs are not counted",
         "privacy/account.py",
-        "if entry.unit != self.unit or entry.event is None:",
-        "if entry.run != self.run or entry.unit != self.unit or entry.event is None:",
+        "if entry.unit == self.unit and entry.event is not None]",
+        "if entry.run == self.run and entry.unit == self.unit and entry.event is not None]",
     ),
     Mutant(
         "resumed run not charged elsewhere",
@@ -699,7 +699,7 @@ MUTANTS = (
     ),
     Mutant(
         "value of a refused weight shown",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "reason = _unusable(bool(finite[place]), heaviest)",
         'reason = f"weight {float(weights[place])!r} is not in [0, 1]"',
     ),
@@ -1423,8 +1423,8 @@ MUTANTS = (
     Mutant(
         "the filter's order follows the later runs",
         "privacy/account.py",
-        "if len(runs) < 2:\n                first.add",
-        "if True:\n                first.add",
+        "if len(runs) < 2:\n            first.add",
+        "if True:\n            first.add",
     ),
     Mutant(
         "a price of a lone run kept for several",
@@ -1548,7 +1548,7 @@ MUTANTS = (
     ),
     Mutant(
         "revealed: without the clip",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "seen[name] = (factors.unsqueeze(-1) * vectors).float()",
         "seen[name] = vectors.float()",
     ),
@@ -1615,14 +1615,14 @@ MUTANTS = (
     Mutant(
         "stacked: silos of uneven lengths come back in another order",
         "client/stacked.py",
-        "return vectors[back]",
-        "return vectors",
+        "return torch.cat(vectors)[back]",
+        "return torch.cat(vectors)",
     ),
     Mutant(
         "stacked: a silo with steps left stops",
-        "client/stacked.py",
-        "active = int((count > 0).sum())",
-        "active = max(1, int((count > 0).sum()) - 1)",
+        "client/batches.py",
+        "(counts > 0).sum(0).tolist()",
+        "((counts > 0).sum(0) - 1).clip(1).tolist()",
     ),
     Mutant(
         "stacked adapters: the signal passes the base alone",
@@ -1824,13 +1824,13 @@ MUTANTS = (
     ),
     Mutant(
         "personal privacy: a query is asked again for nothing",
-        "client/host.py",
+        "client/session.py",
         "or name in self._asked:",
         "or False:",
     ),
     Mutant(
         "personal privacy: a query outside of rounds",
-        "client/host.py",
+        "client/session.py",
         'if host.dpsgd is not None and not self._training:\n            raise ValueError(f"query',
         'if False:\n            raise ValueError(f"query',
     ),
@@ -2310,13 +2310,13 @@ MUTANTS = (
     ),
     Mutant(
         "hostile strategies: a silo counts as often as it answers",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "elif reason is None and silo in self._answered:",
         "elif False:",
     ),
     Mutant(
         "hostile strategies: any weight without privacy",
-        "privacy/release.py",
+        "privacy/contributions.py",
         "heaviest = 1.0 if private else self.heaviest",
         "heaviest = 1.0 if private else math.inf",
     ),
@@ -2363,10 +2363,22 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "a silo is padded as the longest of its stack is",
+        "client/batches.py",
+        "np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)",
+        "np.split(order, [])",
+    ),
+    Mutant(
+        "the last batch of an epoch is padded to the longest of its step",
+        "client/batches.py",
+        "padded(counts.max(0, initial=0)).tolist()",
+        "counts.max(0, initial=0).tolist()",
+    ),
+    Mutant(
         "reweight: silos of a stack swap their weights",
         "client/stacked.py",
-        "if plan.full or correct is not None or reweight is not None:",
-        "if plan.full or correct is not None:",
+        "if correct is not None or reweight is not None or plan.full:",
+        "if correct is not None or plan.full:",
     ),
     Mutant(
         "groups: sums are clipped at twice what is priced",
@@ -2481,8 +2493,8 @@ MUTANTS = (
     Mutant(
         "metrics: anybody may come from anywhere",
         "simulations/metrics/serving.py",
-        "if certificates is None and not _loopback(address):",
-        "if False and not _loopback(address):",
+        "if certificates is None and not local:",
+        "if False and not local:",
     ),
     Mutant(
         "metrics: clients without a certificate are let in",
@@ -2739,6 +2751,36 @@ MUTANTS = (
         'FEDERATION = "federation"',
         'FEDERATION = "default"',
     ),
+    Mutant(
+        "simulation: a real node without a socket answers for a made-up silo",
+        "client/app.py",
+        'return ray is not None and bool(ray.is_initialized()) and "partition-id" in config and not apart',
+        'return "partition-id" in config and not apart',
+    ),
+    Mutant(
+        "simulation: a silo that reaches another actor has forgotten its run",
+        "simulations/deploying/virtual.py",
+        "elif hello.exists():",
+        "elif False:",
+    ),
+    Mutant(
+        "simulation: fewer nodes than silos are taken",
+        "simulations/deploying/virtual.py",
+        "if nodes != silos:",
+        "if nodes > silos:",
+    ),
+    Mutant(
+        "simulation: two processes speak for a silo at once",
+        "simulations/deploying/virtual.py",
+        "fcntl.flock(lock, fcntl.LOCK_EX)",
+        "fcntl.flock(lock, fcntl.LOCK_UN)",
+    ),
+    Mutant(
+        "simulation: real silos are told a folder",
+        "server/flower.py",
+        "if folder is not None:",
+        "if True:",
+    ),
     Mutant("keys for all to read", "simulations/deploying/certificates.py", "os.O_EXCL, 0o600)", "os.O_EXCL, 0o644)"),
     Mutant(
         "no TLS to the outside",
@@ -2757,6 +2799,48 @@ MUTANTS = (
         "simulations/deploying/processes.py",
         "while left := self.family():",
         "while left := []:",
+    ),
+    Mutant(
+        "registering: who was let in once may always join",
+        "simulations/deploying/registering.py",
+        "if number not in stay:",
+        "if False:",
+    ),
+    Mutant(
+        "registering: a revoked key is forgotten",
+        "simulations/deploying/registering.py",
+        "elif known[text] is None:",
+        "elif False:",
+    ),
+    Mutant(
+        "silos: too long by how much is not said",
+        "client/answers.py",
+        "for name, factor in factors.items() if factor < 1}",
+        "for name, factor in factors.items() if factor < 0}",
+    ),
+    Mutant(
+        "scraping: an exporter that does not close its port",
+        "simulations/metrics/serving.py",
+        "server.server_close()",
+        "pass",
+    ),
+    Mutant(
+        "processes: one outlives a parent that is killed",
+        "simulations/deploying/bound.py",
+        "signal.SIGKILL, 0, 0, 0)",
+        "0, 0, 0, 0)",
+    ),
+    Mutant(
+        "processes: an orphan begins",
+        "simulations/deploying/bound.py",
+        "if os.getppid() != parent:",
+        "if False:",
+    ),
+    Mutant(
+        "processes: one is tied to a thread",
+        "simulations/deploying/processes.py",
+        "if threading.current_thread() is not threading.main_thread():",
+        "if False:",
     ),
     Mutant(
         "office: the silo's charge left out",
@@ -2899,7 +2983,7 @@ MUTANTS = (
     Mutant(
         "office: an answer that is not logged",
         "client/office.py",
-        'self._note(task, "answered")',
+        'self._note(task, "answered", received=len(data), sent=len(answer))',
         "pass",
     ),
     Mutant(
@@ -2923,7 +3007,7 @@ MUTANTS = (
     Mutant(
         "office: an experiment that is not its digest",
         "simulations/deploying/opening.py",
-        "if digest(experiment) != hello.digest:",
+        "if digest(experiment) != known:",
         "if False:",
     ),
     Mutant(

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from client.host import SiloHost, Trained
+from privacy.contributions import Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Partial
-from server.link import Link, Request
+from server.link import Link, Passing, Request
 from simulations.attacks.poison import Poisoner
 from simulations.attacks.roles import Roles
 from simulations.attacks.updates import changed
 from strategies.attacks import Poison
-from strategies.base import Evaluation, Instruction, Split
+from strategies.base import Instruction
 from strategies.experiment import Train
 from strategies.sparse import largest
 
 ATTACKED = "delta"  # The channel that attacks on updates change.
 
 
-class AttackedLink:
+class AttackedLink(Passing):
     """Asks honest silos through another link, and malicious ones through a host of their own.
 
     Args:
@@ -39,8 +39,8 @@ class AttackedLink:
     """
 
     def __init__(self, link: Link, *, host: SiloHost, roles: Roles, poisoner: Callable[[int], Poisoner]) -> None:
-        self.link, self.host, self.roles, self.poisoner = link, host, roles, poisoner
-        self.population, self.train = link.population, host.train
+        super().__init__(link)
+        self.host, self.roles, self.poisoner, self.train = host, roles, poisoner, host.train
         host.local = None
 
     def ask(
@@ -103,28 +103,6 @@ class AttackedLink:
         """Vectors of no more numbers than travel: a longer message would be refused."""
         kept = self.host.strategy.kept(self.host.single.layout, instruction.round, instruction.tier)
         return largest(vectors, kept[ATTACKED]) if ATTACKED in kept else vectors
-
-    def evaluate(
-        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
-    ) -> Evaluation:
-        """Evaluates silos on the rows that they held out, which nobody poisons."""
-        return self.link.evaluate(instruction, silos, split=split, fresh=fresh)
-
-    def stage(self) -> None:
-        """Passes on."""
-        self.link.stage()
-
-    def commit(self, round_: int) -> None:
-        """Passes on."""
-        self.link.commit(round_)
-
-    def recover(self, round_: int) -> None:
-        """Passes on."""
-        self.link.recover(round_)
-
-    def close(self) -> None:
-        """Passes on."""
-        self.link.close()
 
 
 def lengthened(train: Train, times: int) -> Train:

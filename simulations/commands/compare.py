@@ -10,9 +10,11 @@ from typing import Any
 from simulations.commands import OK, output, summary
 from simulations.commands.runs import expand, read_result
 from simulations.commands.shared import format_argument
+from simulations.comparing import Group, Member, cautions, differences, grouped, paired, settings, unpaired
+from simulations.outcomes import numbers
 
 NAME = "compare"
-HELP = "put finished runs side by side"
+HELP = "put finished runs side by side; as a page: confide report RUN RUN"
 SHOWN = 20  # Keys that differ; runs that differ in more are not of one kind.
 
 
@@ -23,66 +25,81 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Prints a line per run, and the keys that differ."""
+    """Prints a line per run, the keys that differ, and paired differences between experiments."""
     folders = expand(args.runs)
-    results = [read_result(folder) for folder in folders]
-    keys = differences([settings(folder) for folder in folders])
-    warnings = cautions(results)
-    rows = [summary.numbers(result) for result in results]
+    members = [Member(folder, read_result(folder), settings(folder)) for folder in folders]
+    groups = grouped(members)
+    keys = differences([each.settings for each in members])
+    pairs, notes = _pairs(groups)
+    notes = [*cautions([each.result for each in members]), *notes]
     if args.format == "json":
-        runs = [
-            {"run": str(folder), "name": result["name"], "rounds": result["rounds"], "seed": result["seed"], **row}
-            for folder, result, row in zip(folders, results, rows)
-        ]
-        print(output.document({"runs": runs, "differences": keys, "notes": warnings}))
+        _document(members, keys, notes, pairs)
         return OK
-    columns = summary.shown(rows)
-    lines = [
-        [str(folder), str(result["rounds"]), *summary.cells(row, columns)]
-        for folder, result, row in zip(folders, results, rows)
-    ]
-    print(output.table(["run", "rounds", *summary.titles(columns)], lines))
-    if keys:
-        print("\nwhat differs")
-        some = list(keys.items())[:SHOWN]
-        print(output.facts([(f"  {key}", " | ".join(map(output.word, values))) for key, values in some]))
-        if len(keys) > SHOWN:
-            print(f"  and {len(keys) - SHOWN} more keys")
-    for line in warnings:
+    _table(members)
+    _keys(keys)
+    _differences(groups, pairs)
+    for line in notes:
         print(f"\nnote: {line}")
     return OK
 
 
-def settings(folder: Path) -> dict[str, Any]:
-    """The keys of a run's experiment, `train.learning_rate` to its value."""
-    from strategies.yaml_text import read_yaml
-
-    return _flat(read_yaml(folder / "experiment.yaml"))
-
-
-def differences(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Keys whose values are not the same in all runs, to the value of each (None where it has no such key)."""
-    keys = dict.fromkeys(key for run in runs for key in run)
-    values = {key: [run.get(key) for run in runs] for key in keys}
-    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+def _document(
+    members: Sequence[Member], keys: Mapping[str, Any], notes: Sequence[str], pairs: Sequence[Mapping[str, Any]]
+) -> None:
+    runs = [
+        {"run": str(each.folder), **{name: each.result[name] for name in ("name", "rounds", "seed")}}
+        | numbers(each.result)
+        for each in members
+    ]
+    print(output.document({"runs": runs, "differences": keys, "notes": notes, "paired": pairs}))
 
 
-def cautions(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why numbers of these runs may not be of one kind."""
-    claims = [result["privacy"]["silo"] for result in results if result["privacy"]["silo"] is not None]
-    lines = []
-    if len({claim["delta"] for claim in claims}) > 1:
-        lines.append("the epsilons are at different deltas and do not compare")
-    if len({claim["neighbours"] for claim in claims}) > 1:
-        lines.append("the epsilons are for different neighbouring relations and do not compare")
-    if len({result["data"] for result in results}) > 1:
-        lines.append("the runs are on different data")
-    return lines
+def _table(members: Sequence[Member]) -> None:
+    rows = [numbers(each.result) for each in members]
+    columns = summary.shown(rows)
+    lines = [
+        [str(each.folder), str(each.result["rounds"]), *summary.cells(row, columns)] for each, row in zip(members, rows)
+    ]
+    print(output.table(["run", "rounds", *summary.titles(columns)], lines))
 
 
-def _flat(section: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        at = f"{path}.{name}" if path else str(name)
-        found |= _flat(value, at) if isinstance(value, Mapping) else {at: value}
-    return found
+def _keys(keys: Mapping[str, Sequence[Any]]) -> None:
+    if not keys:
+        return
+    print("\nwhat differs")
+    some = list(keys.items())[:SHOWN]
+    print(output.facts([(f"  {key}", " | ".join(map(output.word, values))) for key, values in some]))
+    if len(keys) > SHOWN:
+        print(f"  and {len(keys) - SHOWN} more keys")
+
+
+def _pairs(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every experiment against the first, seed by seed; and why not, where it may not be."""
+    base, rows, notes = groups[0], [], []
+    for other in groups[1:]:
+        reason = unpaired(base, other)
+        if reason is not None:
+            notes.append(f"{other.letter} ({other.label}) is not paired with {base.letter} ({base.label}): {reason}")
+            continue
+        for found in paired(base, other):
+            low, high = found.interval or (None, None)
+            said = {"experiment": other.label, "against": base.label, "number": found.column, "seeds": found.seeds}
+            rows.append(said | {"mean": found.mean, "low": low, "high": high})
+    return rows, notes
+
+
+def _differences(groups: Sequence[Group], pairs: Sequence[Mapping[str, Any]]) -> None:
+    """The pairs that have an interval, so more than one seed."""
+    known = [each for each in pairs if each["low"] is not None]
+    if not known:
+        return
+    print(f"\nabove {groups[0].label}, seed by seed, with 95% intervals")
+
+    def count(each: Mapping[str, Any]) -> str:
+        return str(len(each["seeds"]))
+
+    cells = [
+        [each["experiment"], each["number"], *(f"{each[name]:+.4g}" for name in ("mean", "low", "high")), count(each)]
+        for each in known
+    ]
+    print(output.table(["experiment", "number", "difference", "from", "to", "seeds"], cells, left=2))

@@ -55,10 +55,10 @@ def execute(args: argparse.Namespace, machine: Iterator[Finding]) -> int:
 
 def checks(args: argparse.Namespace) -> Iterator[Check]:
     """What is looked at, by what was given."""
-    from simulations.cli import version
     from simulations.deploying import checking, checking_files
     from simulations.deploying.certificates import Folder
     from simulations.deploying.flower import Address
+    from simulations.version import version
 
     server = None if args.server is None else Address.of(args.server)
     folder = None if args.certs is None else Folder(args.certs)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simulations.commands import output
+from simulations.outcomes import COLUMNS, Result, metric, numbers, spread
 from simulations.words import audit as audit_words
 from simulations.words import groups as group_words
-
-Result = Mapping[str, Any]
 
 
 def describe(result: Result, folder: Path, *, public: bool) -> str:
@@ -31,11 +29,6 @@ def describe(result: Result, folder: Path, *, public: bool) -> str:
     rounds = f"{result['rounds']} round{'' if result['rounds'] == 1 else 's'}"
     what = f"{result['strategy']} on {result['data']}, {result['silos']} silos, {rounds}"
     return f"{result['name']}: {what}, seed {result['seed']}\n\n{output.facts(pairs)}"
-
-
-def metric(result: Result) -> str:
-    """What the score of a result is called."""
-    return "mse" if "mse" in result["metrics"] else "accuracy"
 
 
 def _measured(result: Result, *, public: bool) -> Iterator[tuple[str, str]]:
@@ -143,54 +136,6 @@ def _failures(updates: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _bytes(sent: Mapping[str, Any]) -> str:
     both = f"{output.size(sent['bytes_up'])} up, {output.size(sent['bytes_down'])} down"
     return both if sent["ratio"] is None else f"{both}; {sent['ratio']:.2f} times the dense model both ways"
-
-
-COLUMNS = (
-    "accuracy",
-    "mse",
-    "loss",
-    "epsilon",
-    "server",
-    "row epsilon",
-    "measured",
-    "row measured",
-    "bytes_up",
-    "bytes_down",
-    "seconds",
-)
-
-
-def numbers(result: Result) -> dict[str, float | None]:
-    """The numbers of a result that can be averaged and compared, by the names of `COLUMNS`."""
-    metrics, privacy, sent = result["metrics"], result["privacy"], result["communication"]
-    found: dict[str, float | None] = {metric(result): metrics[metric(result)], "loss": metrics["loss"]}
-    if privacy["silo"] is not None:
-        promised = privacy.get("selection", privacy["silo"])  # Of a sweep: the choice included.
-        found["epsilon"] = promised["epsilon_upper"]
-    if privacy.get("local") is not None:
-        found["server"] = privacy["local"]["epsilon_upper"]
-    if privacy.get("example") is not None:
-        found["row epsilon"] = privacy["example"]["epsilon_upper"]
-    if privacy["measured"] is not None:
-        found["measured"] = privacy["measured"]["epsilon"]
-    row = audit_words.largest(privacy)
-    if row is not None:
-        found["row measured"] = row["epsilon"]
-    return found | {"bytes_up": sent["bytes_up"], "bytes_down": sent["bytes_down"], "seconds": result["seconds"]}
-
-
-def spread(results: Sequence[Result]) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Mean and sample standard deviation (n - 1) of every number that all runs have."""
-    rows = [numbers(result) for result in results]
-    mean: dict[str, float | None] = {}
-    std: dict[str, float | None] = {}
-    for name in COLUMNS:
-        values = [row[name] for row in rows if row.get(name) is not None]
-        known = [value for value in values if value is not None]
-        if rows and len(known) == len(rows):
-            mean[name] = statistics.fmean(known)
-            std[name] = statistics.stdev(known) if len(known) > 1 else None
-    return mean, std
 
 
 def cells(row: Mapping[str, float | None], columns: Sequence[str]) -> list[str]:

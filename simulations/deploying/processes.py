@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from types import TracebackType
 PATIENCE_S = 10.0  # From the request to stop to the kill.
 POLL_S = 0.1
 MARKS = "CONFIDE_PROGRAMS"
+BOUND = Path(__file__).with_name("bound.py")
 
 
 class ProcessError(RuntimeError):
@@ -27,22 +29,28 @@ class ProcessError(RuntimeError):
 class Program:
     """A running program. What it starts ends with it, also what went into a session or a process group of its own.
 
-    All of it carries a mark in its environment, which is how it is found.
+    All of it carries a mark in its environment, which is how it is found. On Linux it also ends where this process is
+    killed and cannot stop it any more; see `simulations.deploying.bound`.
 
     Args:
         name: for messages.
         command: its name and arguments; no secret, since all users of a machine can read these.
         log: file that takes all it prints.
         environment: beside this process's own.
+
+    Raises:
+        ProcessError: started from another thread than the main one, whose end would be taken for this process's.
     """
 
     def __init__(self, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise ProcessError(f"{name}: is to be started from the main thread, since it ends with whoever started it")
         self.name, self.log, self._mark = name, log, secrets.token_hex(8)
         marks = ",".join(filter(None, (os.environ.get(MARKS), self._mark)))  # Also those of whoever started us.
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as out:
             self._process = subprocess.Popen(
-                [executable(command[0]), *command[1:]],
+                [sys.executable, "-IS", str(BOUND), str(os.getpid()), executable(command[0]), *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

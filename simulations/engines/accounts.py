@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from privacy.contributions import Partial
 from privacy.events import Event
 from privacy.ledger import Ledger, LedgerError
 from privacy.mechanism import Mechanism
-from privacy.release import Partial
-from server.link import Link, Request
+from server.link import Link, Passing, Request
 from simulations.example_privacy import NEIGHBOURS, UNIT, groups
-from strategies.base import Evaluation, Instruction, Split
 
 
-class AccountedLink:
+class AccountedLink(Passing):
     """Passes on what another link does, after the silos have paid for it.
 
     Args:
@@ -23,8 +22,8 @@ class AccountedLink:
     """
 
     def __init__(self, link: Link, *, ledger: Ledger, events: Sequence[Event]) -> None:
-        self.link, self.ledger, self.events = link, ledger, tuple(events)
-        self.population = link.population
+        super().__init__(link)
+        self.ledger, self.events = ledger, tuple(events)
 
     def ask(
         self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
@@ -35,23 +34,13 @@ class AccountedLink:
         self.ledger.reserve_each(round_, charges, unit=UNIT, neighbours=NEIGHBOURS)
         yield from self.link.ask(requests, mechanisms, record=record)
 
-    def evaluate(
-        self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
-    ) -> Evaluation:
-        """Passes on."""
-        return self.link.evaluate(instruction, silos, split=split, fresh=fresh)
-
-    def stage(self) -> None:
-        """Passes on."""
-        self.link.stage()
-
     def commit(self, round_: int) -> None:
-        """Passes on, and says in the ledger that the round came to its end."""
-        self.link.commit(round_)
+        """Says in the ledger, too, that the round came to its end."""
+        super().commit(round_)
         self._close(round_)
 
     def recover(self, round_: int) -> None:
-        """Passes on, and brings the ledger to a checkpoint's round.
+        """Brings the ledger to a checkpoint's round, too.
 
         Raises:
             LedgerError: silos were charged another price.
@@ -59,12 +48,8 @@ class AccountedLink:
         strange = {entry.event for entry in self.ledger.entries if entry.kind == "reserve"} - set(self.events)
         if strange:
             raise LedgerError(f"{self.ledger.path}: cannot go on, since the price of a step changed; use another --out")
-        self.link.recover(round_)
+        super().recover(round_)
         self._close(round_)
-
-    def close(self) -> None:
-        """Passes on."""
-        self.link.close()
 
     def _close(self, round_: int) -> None:
         for entry in self.ledger.open_reserves():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from client.host import SiloHost
+from privacy.contributions import Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Partial
 from server.link import Request, chunks
 from simulations.data.shifts import Changing
 from strategies.base import Evaluation, Instruction, Split

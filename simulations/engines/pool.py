@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from privacy.contributions import Failure, Partial
 from privacy.mechanism import Mechanism
-from privacy.release import Failure, Partial
 from server.link import Request, chunks
 from simulations.data.federation import Federation
 from simulations.engines import setup
@@ -119,6 +119,7 @@ class PoolLink:
                 bytes=answer["bytes"],
                 failures=tuple(Failure(silo, reason) for silo, reason in answer["failures"]),
                 losses=tuple(answer["losses"]),
+                seconds=tuple(answer["seconds"]),
                 votes=answer["votes"],
                 revealed=None if self._rows is None else self._rows.take(answer["slot"], answer["revealed"]),
             )

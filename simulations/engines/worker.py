@@ -108,6 +108,7 @@ def _serve(holder: _Holder, shared: _Shared, order: dict[str, Any]) -> dict[str,
         "bytes": partial.bytes,
         "failures": [(failure.silo, failure.reason) for failure in partial.failures],
         "losses": partial.losses,
+        "seconds": partial.seconds,
         "votes": dict(partial.votes),
     }
 

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from simulations.metrics.names import BY_NAME, METRICS, PREFIX, RUN
-from simulations.metrics.replay import SUCCESS, Replay, groups, number
+from simulations.metrics.replay import SUCCESS, Durations, Replay, groups, number
 from strategies.schema import ConfigError
 
 Sample = tuple[str, tuple[str, ...], float]
@@ -51,10 +51,9 @@ class Exporter(Collector):
                 run = self._name(folder)
                 for name, labels, value in samples(replay):
                     families[name].add_metric([run, *labels], value)
-                for phase, seconds in replay.durations.items():
+                for name, labels, seconds in histograms(replay):
                     if sum(seconds.counts):
-                        family = families["round_duration_seconds"]
-                        family.add_metric([run, phase], seconds.cumulative(), sum_value=seconds.sum)
+                        families[name].add_metric([run, *labels], seconds.cumulative(), sum_value=seconds.sum)
         yield from families.values()
         yield GaugeMetricFamily(f"{PREFIX}exporter_runs", "Runs that are shown", value=len(self._replays))
         yield GaugeMetricFamily(f"{PREFIX}exporter_unreadable_runs", "Folders that cannot be read", value=unreadable)
@@ -104,10 +103,20 @@ def samples(run: Replay) -> Iterator[Sample]:
         yield from part(run)
 
 
+def histograms(run: Replay) -> Iterator[tuple[str, tuple[str, ...], Durations]]:
+    """What a run shows as histograms: name, labels beside the run's, seconds."""
+    for phase, seconds in run.durations.items():
+        yield "round_duration_seconds", (phase,), seconds
+    yield "ledger_fsync_seconds", (), run.fsync
+    if not run.withheld:
+        yield "silo_train_duration_seconds", (), run.trained
+
+
 def _course(run: Replay) -> Iterator[Sample]:
     data, strategy = run.section("data"), run.section("strategy")
     names = (run.experiment.get("name"), strategy.get("name"), data.get("name") or "file")
-    yield "run_info", (*map(str, names), str(run.section("engine").get("kind", "local"))), 1.0
+    engine = str(run.section("engine").get("kind", "local"))
+    yield "run_info", (*map(str, names), engine, run.shown), 1.0
     for state in STATES:
         yield "run_state", (state,), float(run.state == state)
     yield "round", (), float(run.last.get("round", 0))
@@ -174,6 +183,11 @@ def _spent(run: Replay) -> Iterator[Sample]:
         "silo": number(run.section("budget").get("epsilon")),
         "local": run.section("privacy", "local").get("budget"),
     }
+    reserved = dict(spent)  # What the result alone tells counts every charge.
+    if run.reserved is not None:
+        reserved["silo"] = max(spent.get("silo", 0.0), run.reserved)
+    for unit, value in reserved.items():
+        yield "privacy_epsilon_reserved", (unit,), value
     for unit, value in spent.items():
         yield "privacy_epsilon_spent", (unit,), value
         if (limit := number(limits.get(unit))) is not None:
@@ -199,6 +213,9 @@ def _models(run: Replay) -> Iterator[Sample]:
         for quantile, value in groups(metrics.get("per_silo") or {}):
             if (score := number(value)) is not None:
                 yield "silo_score", (quantile,), score
+        for quantile, value in groups(metrics.get("personalization_gap") or {}):
+            if (gap := number(value)) is not None:
+                yield "personalization_gap", (quantile,), gap
 
 
 def _violations(run: Replay, names: Sequence[str]) -> Iterator[Sample]:
@@ -211,8 +228,8 @@ def _violations(run: Replay, names: Sequence[str]) -> Iterator[Sample]:
 
 
 def _files(run: Replay) -> Iterator[Sample]:
-    for kind, lines in run.lines.items():
-        yield "ledger_writes_total", (kind,), float(lines)
+    for result, lines in {**run.lines, "failed": run.unwritten}.items():
+        yield "ledger_writes_total", (result,), float(lines)
     for name, file in (
         ("round_last_commit_timestamp_seconds", "rounds.jsonl"),
         ("checkpoint_last_success_timestamp_seconds", "checkpoint.safetensors"),

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from simulations.metrics.names import BUCKETS, GROUPS, PHASES, REASONS
+from simulations.metrics.names import BUCKETS, GROUPS, PHASES, REASONS, WITHHELD
 from simulations.metrics.tail import Tail
 from strategies.yaml_text import read_yaml
 
@@ -32,6 +32,13 @@ class Durations:
         """One more."""
         self.counts[bisect_left(BUCKETS, seconds)] += 1
         self.sum += seconds
+
+    def join(self, tallied: object) -> None:
+        """As many as `server.monitor.tallied` counted."""
+        found = _mapping(tallied)
+        for at, bound in enumerate((*map(str, BUCKETS), "+Inf")):
+            self.counts[at] += int(_mapping(found.get("counts")).get(bound, 0))
+        self.sum += number(found.get("sum")) or 0.0
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Upper bounds, and how many are no longer."""
@@ -70,9 +77,11 @@ class Replay:
         self.experiment = _mapping(read_yaml(folder / "experiment.yaml"))
         self.result: Mapping[str, Any] = {}
         self._rounds, self._ledger = Tail(folder / "rounds.jsonl"), Tail(folder / "ledger.jsonl")
+        self._monitor = Tail(folder / "monitor.jsonl")
         self._stamp = 0
         self._forget_rounds()
         self._forget_ledger()
+        self._forget_monitor()
 
     def refresh(self) -> None:
         """Reads what is new."""
@@ -85,6 +94,11 @@ class Replay:
             self._forget_ledger()
         for entry in self._ledger.lines():
             self._book(entry)
+        if self._monitor.fresh():
+            self._forget_monitor()
+        for line in self._monitor.lines():
+            with suppress(TypeError, ValueError):
+                self._watch(line)
         self._read_result()
 
     @property
@@ -111,7 +125,14 @@ class Replay:
         """Kinds of numbers that are computed on private rows and are not shown."""
         if not self.private or self.section("metrics").get("privacy") == "research":
             return ()
-        return ("train_loss", "clipped_ratio", "silo_score", "minority_silos")
+        return WITHHELD
+
+    @property
+    def shown(self) -> str:
+        """`strict`, `research` where numbers on private rows are shown, or `none` where nothing is protected."""
+        if not self.private:
+            return "none"
+        return "strict" if self.withheld else "research"
 
     def touched(self, name: str) -> float | None:
         """When a file of the run was last written, Unix seconds; None where it is not there."""
@@ -142,7 +163,6 @@ class Replay:
         self.outcomes: Counter[str] = Counter(used=0, empty=0, refused=0)
         self.failures = Bounded(REASONS)
         self.bytes: Counter[str] = Counter(up=0, down=0)
-        self.wire: Counter[str] = Counter()
         self.flags: Counter[str] = Counter()
         self.durations = {phase: Durations() for phase in PHASES}
         self.scores: dict[str, float] = {}
@@ -155,8 +175,6 @@ class Replay:
             self.failures.count(str(reason)[:100], int(times))
         for way in ("up", "down"):
             self.bytes[way] += int(row[f"bytes_{way}"])
-            if (sent := number(row.get(f"wire_bytes_{way}"))) is not None:
-                self.wire[way] += int(sent)
         for phase, seconds in row["seconds"].items():
             if phase in self.durations:
                 self.durations[phase].add(float(seconds))
@@ -176,7 +194,7 @@ class Replay:
             self.flags[f"{part} passed"] += int(asked[part]) - int(flagged[part])
 
     def _forget_ledger(self) -> None:
-        self.lines: Counter[str] = Counter()
+        self.lines: Counter[str] = Counter(ok=0, torn=0)
         self.charges: Counter[str] = Counter()
         self.noise: float | None = None
 
@@ -184,10 +202,29 @@ class Replay:
         kind, unit = str(entry.get("kind")), str(entry.get("unit"))
         if kind not in ("reserve", "commit", "void") or unit not in ("silo", "local", "example"):
             return
-        self.lines[kind] += 1
+        self.lines["torn" if entry.get("torn") is True else "ok"] += 1
         self.charges[unit] += {"reserve": 1, "commit": 0, "void": -1}[kind]
         if kind == "reserve" and unit == "silo":
             self.noise = _noise(entry.get("event"))
+
+    def _forget_monitor(self) -> None:
+        self.reserved: float | None = None
+        """Epsilon of silos, the round in flight included; None where it has no price or nothing was charged."""
+        self.fsync, self.trained = Durations(), Durations()
+        self.wire: Counter[str] = Counter()
+        self.unwritten = 0
+        """Writes to the ledger that failed."""
+
+    def _watch(self, line: Mapping[str, Any]) -> None:
+        """A line of `server.monitor`."""
+        if "reserved" in line:
+            self.reserved = number(line["reserved"])
+        self.fsync.join(line.get("fsync"))
+        self.trained.join(line.get("trained"))
+        for way, sent in _mapping(line.get("wire")).items():
+            if way in ("up", "down"):
+                self.wire[way] += int(sent)
+        self.unwritten += line.get("ledger") == "failed"
 
     def _read_result(self) -> None:
         path = self.folder / "result.json"

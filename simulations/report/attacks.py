@@ -23,13 +23,30 @@ def attacks_section(run: Run) -> Html:
             lines.append(Line(f"{words} {number(points[-1][1])}%", points))
         body.append((words, "not tested" if success is None else score("accuracy", success)))
     rounds, unit = len(run.rows), "% of triggered test rows of other classes that are taken for the target"
-    chart = line_chart("attack-success", "Attack success", unit=unit, lines=lines, rounds=rounds) if lines else None
+    charts = [line_chart("attack-success", "Attack success", unit=unit, lines=lines, rounds=rounds)] if lines else []
+    charts += _flags(run)
     table = element("table", {"class": "facts"}, element("tbody", {}, *(_row(name, value) for name, value in body)))
     said = [element("p", {}, text) for text in (_asked(found["asked"], found["minority_silos"]), _caught(found))]
     parts = [element("h2", {}, "Malicious silos"), *said, table]
-    if chart is not None:
-        parts.append(element("div", {"class": "charts"}, chart))
+    if charts:
+        parts.append(element("div", {"class": "charts"}, *charts))
     return element("section", {}, *parts)
+
+
+def _flags(run: Run) -> list[Html]:
+    """Whom the strategy left out, round by round; nothing where it judged nobody."""
+    lines = []
+    for whom in ("malicious", "benign"):
+        points = [
+            (row["round"], 100 * row["attackers"]["flagged"][whom] / row["attackers"]["asked"][whom])
+            for row in run.rows
+            if "flagged" in row.get("attackers", {}) and row["attackers"]["asked"][whom]
+        ]
+        if points:
+            lines.append(Line(f"{whom} {number(points[-1][1])}%", points))
+    unit = "% of the malicious and of the benign silos asked in a round"
+    title = "Left out by the strategy"
+    return [line_chart("flags", title, unit=unit, lines=lines, rounds=len(run.rows), from_zero=True)] if lines else []
 
 
 def _row(name: str, value: str) -> Html:

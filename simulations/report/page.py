@@ -6,21 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simulations.report.again import again_section, time_section
 from simulations.report.attacks import attacks_section
 from simulations.report.groups import groups_section
 from simulations.report.markup import Html, element, join
 from simulations.report.privacy import claimed_words, measured_words, privacy_section
 from simulations.report.run import ReportError, Run, read_run
-from simulations.report.sections import (
-    TITLES,
-    cut,
-    facts,
-    learning_section,
-    rounds_table,
-    seconds_table,
-    traffic_section,
-)
+from simulations.report.sections import TITLES, learning_section, rounds_table, traffic_section
+from simulations.report.silos import silos_section
 from simulations.report.style import CSS
+from simulations.report.tables import cut, facts
 from simulations.report.words import duration, number, score, size, small
 from simulations.words.privacy import READ_MORE
 
@@ -31,8 +26,12 @@ SHOWN_NOTES = 50
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write_report(folder: Path) -> Path:
-    """Writes report.html from result.json, rounds.jsonl and experiment.yaml of a run's folder; returns its path.
+def write_report(folder: Path, path: Path | None = None) -> Path:
+    """Writes a page from result.json, rounds.jsonl and experiment.yaml of a run's folder; returns its path.
+
+    Args:
+        folder: of the run.
+        path: of the page; None: report.html in the folder.
 
     Raises:
         ReportError: the folder holds no result, or what it holds is not what a run writes.
@@ -40,8 +39,8 @@ def write_report(folder: Path) -> Path:
     """
     from privacy.durable import atomic_write
 
-    path, text = folder / "report.html", page(read_run(folder))
-    atomic_write(path, text.encode())
+    path = folder / "report.html" if path is None else path
+    atomic_write(path, page(read_run(folder)).encode())
     return path
 
 
@@ -53,11 +52,13 @@ def page(run: Run) -> Html:
         _notes(run),
         privacy_section(run),
         learning_section(run),
+        silos_section(run),
         attacks_section(run),
         groups_section(run),
         traffic_section(run),
         _setting(run),
-        _again(run),
+        again_section(run),
+        time_section(run),
     )
     return document(f"{run.result['name']} · confide", _body(run, main))
 
@@ -179,40 +180,3 @@ def _plain(value: object) -> str:
     if isinstance(value, list):
         return " × ".join(_spelt(item) for item in value)
     return small(value) if isinstance(value, float) else str(value)
-
-
-def _again(run: Run) -> Html:
-    """How to get this model again, and how to see that it is this model."""
-    result = run.result
-    if run.section("privacy").get("noise") == "system":
-        trains = "trains another model of the same experiment, in a new folder: secret noise and cohorts do not repeat."
-    else:
-        trains = (
-            "trains the same model again, from the same seed and in a new folder. Other versions or another processor "
-            "may round differently."
-        )
-    told = f"In this folder, the first line {trains} The second line shows whether the model is this page's."
-    model, ledger = result["model"], result["ledger"]
-    commands = f"confide run experiment.yaml\nsha256sum {model['file']}"
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    rows = facts(
-        [
-            ("model", join([f"{model['file']}, SHA-256 ", _hash(model["sha256"])])),
-            ("ledger", join([f"{ledger['seq']:,} entries, the last one’s hash ", _hash(ledger["hash"])])),
-            ("versions", versions),
-        ]
-    )
-    time = (
-        join([element("h2", {"class": "later"}, "Where the time went"), seconds_table(run)]) if run.rows else join([])
-    )
-    again = element("h2", {}, "Run it again")
-    return join(
-        [
-            element("section", {}, again, element("p", {}, told), element("pre", {}, commands), rows),
-            element("section", {}, time) if time else time,
-        ]
-    )
-
-
-def _hash(digest: str) -> Html:
-    return element("code", {"class": "hash"}, digest)

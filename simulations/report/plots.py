@@ -28,8 +28,10 @@ CSS = """
 @media screen and (prefers-color-scheme: dark) { .plot { --paper: #16181b; --ink: #e8e8e5; --muted: #a3a7ad;
   --grid: #2b2f34; --c0: #e8e8e5; --c1: #4aa8e0; --c5: #e6b422; --c7: #b79ad6; } }
 .plot text { fill: var(--muted); } .plot .head { fill: var(--ink); font-weight: 600; font-size: 14px; }
+.plot .letter { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .plot .rule { stroke: var(--grid); } .plot .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .plot .band { stroke: none; fill-opacity: .13; } .plot .level { stroke: var(--ink); stroke-dasharray: 1 4; }
+@media screen and (max-width: 30rem) { .plot { font-size: 14px; } }
 """ + "".join(f".plot .c{n} {{ stroke: var(--c{n}); }} .plot .f{n} {{ fill: var(--c{n}); }}\n" for n in range(COLOURS))
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
@@ -45,6 +47,7 @@ class Curve:
         dots: whether every point is marked.
         bars: an interval (low, high) at each point, or empty.
         line: whether the points are joined.
+        letter: written beside its last point, so that colour is not all that tells it.
     """
 
     label: str
@@ -53,6 +56,7 @@ class Curve:
     dots: bool = False
     bars: Sequence[tuple[float, float]] = ()
     line: bool = True
+    letter: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def _scale(axis: Axis, values: Sequence[float]) -> _Scale:
         if not low > 0:
             raise ValueError(f"axis {axis.label}: a logarithmic one needs values > 0, got {low!r}")
         high = high if high > low else 2 * low
-        return _Scale(low, high, True, axis.marks or _powers(low, high))
+        return _Scale(low, high, True, axis.marks or powers(low, high))
     if axis.marks:
         return _Scale(low, high if high > low else low + 1, False, axis.marks)
     levels = ticks(low, high)
@@ -149,8 +153,8 @@ def _scale(axis: Axis, values: Sequence[float]) -> _Scale:
     return _Scale(*ends, False, list(zip(levels, tick_labels(levels))))
 
 
-def _powers(low: float, high: float) -> list[tuple[float, str]]:
-    """Ticks at 1, 2 and 5 times powers of ten; of powers alone where that would be too many."""
+def powers(low: float, high: float) -> list[tuple[float, str]]:
+    """Ticks at 1, 2 and 5 times powers of ten with their names; of powers alone where that would be too many."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     digits = (1, 2, 5) if len(decades) <= 3 else (1,)
     found = [digit * 10.0**power for power in decades for digit in digits]
@@ -190,8 +194,13 @@ def _drawn(number: int, curve: Curve, across: _Scale, upwards: _Scale) -> list[H
         parts.append(element("path", {"class": f"curve c{colour}", **_dash(number), "d": f"M{line}"}))
     if curve.dots:
         for x, y in curve.points:
-            place: dict[str, Value] = {"cx": _x(across, x), "cy": _y(upwards, y), "r": 2.6, "class": f"f{colour}"}
+            size = 2.6 if curve.line else 4
+            place: dict[str, Value] = {"cx": _x(across, x), "cy": _y(upwards, y), "r": size, "class": f"f{colour}"}
             parts.append(element("circle", place))
+    if curve.letter:
+        (x, y), (right, down) = curve.points[-1], ((7, -5), (-15, -5), (7, 14), (-15, 14))[number % 4]
+        at: dict[str, Value] = {"x": _short(float(_x(across, x)) + right), "y": _short(float(_y(upwards, y)) + down)}
+        parts.append(element("text", {**at, "class": "letter"}, curve.letter))
     return parts
 
 

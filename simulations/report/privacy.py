@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from simulations.report.charts import Line, Mark, Span, line_chart, span_chart
-from simulations.report.markup import Html, element, join
+from simulations.report import privacy_charts as pictures
+from simulations.report.markup import Html, element
 from simulations.report.run import Run
 from simulations.report.words import NEIGHBOURS, meaning, number, small
 from simulations.words import audit as audit_words
 from simulations.words import local as local_words
 from simulations.words import privacy as privacy_words
-from simulations.words.privacy import finite
 
 
 def privacy_section(run: Run) -> Html:
@@ -21,10 +18,10 @@ def privacy_section(run: Run) -> Html:
     heading = element("h2", {}, "Privacy")
     if run.claimed is None and run.example is not None:
         texts = [privacy_words.NO_SILO_PRIVACY, *_examples(run)]
-        return element("section", {}, heading, *_paragraphs(texts, run))
+        return element("section", {}, heading, *_paragraphs(texts, run), pictures.grid(run))
     if run.claimed is None and run.local is not None:
         local = [local_words.short(run.local, alone=True), local_words.NO_BETTER, *local_words.details(run.local)]
-        return element("section", {}, heading, *(element("p", {}, text) for text in local))
+        return element("section", {}, heading, *(element("p", {}, text) for text in local), pictures.grid(run))
     if run.claimed is None:
         return element("section", {}, heading, element("p", {}, privacy_words.NO_PRIVACY))
     if not run.claimed["charged_rounds"]:
@@ -36,8 +33,7 @@ def privacy_section(run: Run) -> Html:
     texts += _examples(run)
     if run.local is not None:
         texts += [local_words.not_added(run.local), *local_words.details(run.local)]
-    charts = element("div", {"class": "charts"}, _comparison(run.claimed, run.measured), _spending(run))
-    return element("section", {}, heading, *_paragraphs(texts, run), charts)
+    return element("section", {}, heading, *_paragraphs(texts, run), pictures.grid(run))
 
 
 def _paragraphs(texts: Sequence[str], run: Run) -> list[Html]:
@@ -86,32 +82,3 @@ def measured_words(run: Run) -> tuple[str, str]:
     most = f", the most of {several} silos" if several > 1 else ""
     canaries = "canaries" if run.claimed is not None else f"canary examples in silo {measured['silo']}{most}"
     return f"ε ≈ {number(measured['epsilon'])}", f"95% interval {interval}, from {measured['canaries']:,} {canaries}"
-
-
-def _comparison(claimed: Mapping[str, Any], measured: Mapping[str, Any] | None) -> Html:
-    lower, upper = finite(claimed["epsilon_lower"]), finite(claimed["epsilon_upper"])
-    between = f"{number(lower, 4, 'down')} to {number(upper, 4, 'up')}"
-    text = f"claimed {between}" if math.isfinite(upper) else "claimed: no bound"
-    spans = [Span(text, min(lower, upper), upper)]
-    if measured is not None:
-        if measured["compared_with"] != audit_words.RUN_CLAIM:
-            unamplified = finite(measured["claim"])
-            spans.append(Span(f"for canaries on their schedule {number(unamplified, 4, 'up')}", 0.0, unamplified))
-        low, middle, high = (finite(measured[name]) for name in ("lower", "epsilon", "upper"))
-        spans.append(Span(f"measured {number(middle)} ({number(low)} to {number(high)})", low, high, middle))
-    unit = f"ε at δ = {small(claimed['delta'])}" + (", the estimate with its 95% interval" if measured else "")
-    return span_chart("comparison", "Claimed and measured", unit=unit, spans=spans)
-
-
-def _spending(run: Run) -> Html:
-    """Claimed epsilon over rounds, against the budget."""
-    points = run.series("epsilon")
-    if not points:
-        return join([])
-    budget = run.section("budget").get("epsilon")
-    marks = [Mark(f"budget {budget:.4g}", budget)] if budget is not None else []
-    line = Line(number(points[-1][1], 4, "up"), [(0.0, 0.0), *points])
-    unit = "upper bound in every round, tight after the last"
-    return line_chart(
-        "epsilon", "ε over rounds", unit=unit, lines=[line], rounds=len(run.rows), marks=marks, from_zero=True
-    )

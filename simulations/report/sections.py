@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from simulations.report.charts import DOTTED, Line, Mark, Span, line_chart, span_chart
+from simulations.report.charts import DOTTED, Line, Mark, line_chart
+from simulations.report.failures import failures_chart, failures_table
 from simulations.report.markup import Html, element, join
 from simulations.report.run import Run
+from simulations.report.tables import facts, table
 from simulations.report.words import duration, number, scaled, score, size
 
 SHOWN_ROWS = 25  # Of the table of rounds; rounds.jsonl has them all.
-SHOWN_TEXT = 20_000  # Characters of a text of unknown length, so that the page stays one that can be sent.
-SHOWN_REASONS = 20
 
+BAND = "train_loss_silos"  # As `server.rows` writes percentiles over silos into a round's line.
 TITLES = {"accuracy": "Accuracy", "mse": "Mean squared error"}
 
 
 def learning_section(run: Run) -> Html:
-    """Score and loss over rounds, training loss, clip fraction, spread over silos."""
+    """Score and loss over rounds, training loss with its spread over silos, clip fraction, clip norms."""
     both = bool(run.series("loss") and run.series("train_loss"))
     lines = [
         line
@@ -37,7 +38,6 @@ def learning_section(run: Run) -> Html:
         if clipped
         else None,
         _clip_norms(run),
-        _spread(run),
     ]
     drawn = [chart for chart in charts if chart is not None]
     remarks = [element("p", {}, text) for text in _remarks(run)]
@@ -47,7 +47,9 @@ def learning_section(run: Run) -> Html:
 
 def _line(run: Run, name: str, word: str, *, scale: float = 1, end: str = "") -> Line | None:
     points = run.series(name, scale)
-    return Line(f"{word} {number(points[-1][1])}{end}".strip(), points) if points else None
+    spread = [(row["round"], row[BAND]["p10"], row[BAND]["p90"]) for row in run.rows if BAND in row]
+    band = spread if name == "train_loss" else []
+    return Line(f"{word} {number(points[-1][1])}{end}".strip(), points, band) if points else None
 
 
 def _clip_norms(run: Run) -> Html | None:
@@ -81,25 +83,12 @@ def _remarks(run: Run) -> list[str]:
         remarks.append("No curve of test results: the data has no public test set (data.public_test: 0).")
     if not run.private_shown:
         remarks.append(
-            "Withheld: training loss, clip fraction and the spread over silos are computed on private rows and are not "
-            "priced. metrics.privacy: research shows them."
+            "Withheld: training loss and clip fraction are computed on private rows and are not priced. "
+            "metrics.privacy: research shows them."
         )
-    elif run.metrics.get("per_silo") is None:
-        remarks.append("No spread over silos: no silo kept rows to test on (data.test: 0).")
+    if run.series("train_loss") and any(BAND in row for row in run.rows):
+        remarks.append("The band around the training loss holds the middle 80% of the silos that answered.")
     return remarks
-
-
-def _spread(run: Run) -> Html | None:
-    spread = run.metrics.get("per_silo")
-    if spread is None:
-        return None
-    percent = run.metric == "accuracy"
-    low, middle, high = (spread[name] for name in ("p10", "p50", "p90"))
-    label = f"middle silo {score(run.metric, middle)} ({score(run.metric, low)} to {score(run.metric, high)})"
-    scale = 100 if percent else 1
-    span = Span(label, scale * low, scale * high, scale * middle)
-    unit = f"{'% correct' if percent else 'squared error'} on own test rows, with the middle 80% of silos"
-    return span_chart("spread", "Silo by silo", unit=unit, spans=[span], limits=(0.0, 100.0) if percent else (0.0,))
 
 
 def traffic_section(run: Run) -> Html:
@@ -121,8 +110,9 @@ def traffic_section(run: Run) -> Html:
         line_chart(
             "cohort", "Cohort", unit="silos", lines=cohorts, rounds=rounds, marks=_expected(run), from_zero=True
         ),
+        failures_chart(run) or "",
     )
-    return element("section", {}, heading, element("p", {}, _sent(sent)), _failures(run), charts)
+    return element("section", {}, heading, element("p", {}, _sent(sent)), failures_table(run), charts)
 
 
 def _sent(sent: Mapping[str, Any]) -> str:
@@ -139,16 +129,6 @@ def _expected(run: Run) -> list[Mark]:
     if cohort.get("cap") is not None:
         return [Mark(f"at most {cohort['cap']}", cohort["cap"])]
     return [Mark(f"expected {expected:.4g}", expected)]
-
-
-def _failures(run: Run) -> Html:
-    reasons = list(run.total("failure_reasons").items())
-    if not reasons:
-        return element("p", {}, "No failures: every silo that was asked answered, in every round.")
-    rest = sum(count for _, count in reasons[SHOWN_REASONS:])
-    shown = reasons[:SHOWN_REASONS] + ([("other reasons", rest)] if rest else [])
-    body = [(cut(reason, 300), f"{count:,}") for reason, count in shown]
-    return table(("failure", "silos, over all rounds"), body)
 
 
 def rounds_table(run: Run) -> Html:
@@ -179,24 +159,6 @@ def rounds_table(run: Run) -> Html:
     return element("details", {}, element("summary", {}, said), table(header, body))
 
 
-def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> Html:
-    """A table that scrolls by itself where it is wider than the page."""
-    head = element("tr", {}, *(element("th", {"scope": "col"}, name) for name in header))
-    rows = [
-        element("tr", {}, element("th", {"scope": "row"}, first), *(element("td", {}, cell) for cell in rest))
-        for first, *rest in body
-    ]
-    inner = element("table", {}, element("thead", {}, head), element("tbody", {}, *rows))
-    label = "table, scrolls sideways"
-    return element("div", {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": label}, inner)
-
-
-def facts(pairs: Sequence[tuple[str, str]]) -> Html:
-    """Names and what they are, as a table of two columns."""
-    rows = (element("tr", {}, element("th", {"scope": "row"}, name), element("td", {}, value)) for name, value in pairs)
-    return element("table", {"class": "facts"}, element("tbody", {}, *rows))
-
-
 def seconds_table(run: Run) -> Html:
     """Where the time went."""
     phases = run.total("seconds")
@@ -210,8 +172,3 @@ def seconds_table(run: Run) -> Html:
         amount = element("span", {"class": "amount"}, f"{duration(seconds)}, {number(share, 2)}%")
         rows.append((name, join([amount, meter])))
     return facts([*rows, ("all rounds", duration(whole))])
-
-
-def cut(text: str, length: int = SHOWN_TEXT) -> str:
-    """The text, or its beginning and how much is left out."""
-    return text if len(text) <= length else f"{text[:length]} … ({len(text) - length:,} more characters)"

@@ -50,11 +50,13 @@ figcaption span { display: block; color: var(--muted); font-size: .85rem; }
 .line { stroke-width: 2; }
 .line.fine { stroke-width: 1; }
 .dots { stroke-width: 5; }
+.band { fill-opacity: .16; stroke: none; }
+.column { stroke: var(--paper); stroke-width: 1; }
 .bar { stroke-width: 8; stroke-linecap: round; }
 .bar.wide { stroke-opacity: .5; }
 path.line.b { stroke-dasharray: 7 5; }
-path.a, line.a { stroke: var(--a); } .chart text.a, circle.a { fill: var(--a); }
-path.b, line.b { stroke: var(--b); } .chart text.b, circle.b { fill: var(--b); }
+path.line.a, path.dots.a, line.a { stroke: var(--a); } .chart text.a, circle.a, .band.a, .column.a { fill: var(--a); }
+path.line.b, path.dots.b, line.b { stroke: var(--b); } .chart text.b, circle.b, .band.b, .column.b { fill: var(--b); }
 circle { stroke: var(--paper); stroke-width: 1.5; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
@@ -71,7 +73,8 @@ table.facts td { text-align: left; padding-right: 0; overflow-wrap: anywhere; }
 code, pre { font: .88em/1.5 ui-monospace, "Cascadia Mono", "SF Mono", Menlo, Consolas, monospace; }
 code { overflow-wrap: anywhere; }
 code.hash { font-size: .8em; }
-pre { background: var(--card); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; margin: .4rem 0 .9rem; }
+pre { background: var(--card); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; margin: .4rem 0 .9rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; -webkit-user-select: all; }
 details { margin: .9rem 0 0; }
 summary { cursor: pointer; color: var(--muted); margin-bottom: .4rem; }
 ul { max-width: 44rem; padding-left: 1.2rem; margin: 0; }
@@ -89,7 +92,8 @@ footer { color: var(--muted); font-size: .85rem; padding-top: 2rem; padding-bott
   .cards { grid-template-columns: repeat(4, 1fr); gap: 3mm; } .cards > div { border: 1px solid var(--rule);
   padding: 3mm; }
   .cards b { font-size: 15pt; } .charts { grid-template-columns: 1fr 1fr; gap: 6mm 8mm; }
-  .line, .dots, .bar, .amount { display: inline-block; width: 10rem; }
-.meter { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  pre { white-space: pre-wrap; } }
+  .line, .dots, .bar, .band, .column, .meter, .cards > div, pre { print-color-adjust: exact;
+  -webkit-print-color-adjust: exact; }
+  .scroll { overflow: visible; } .scroll td, thead th { white-space: normal; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; } }
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 from simulations.report.markup import Html, element, join
 from simulations.report.page import document
-from simulations.report.sections import facts, table
+from simulations.report.tables import facts, table
 from simulations.report.words import duration
 from simulations.studies.findings import Criterion, Figure, Findings, Sheet, finite
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 
+from privacy.contributions import Contributions
 from privacy.events import Gaussian
 from privacy.ledger import Ledger
 from privacy.mechanism import GaussianSum
-from privacy.release import Collector, Contributions
+from privacy.release import Collector
 from server.loop import UNIT
 from simulations.engines import setup
 from simulations.running import ActiveRun

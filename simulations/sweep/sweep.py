@@ -119,6 +119,8 @@ def _fits(sweep: Sweep, base: Experiment, *, public: bool, kind: str) -> None:
         problems.append("privacy.local: the choice of a sweep has no price here against the server; leave it out")
     if any(each.privacy.example is not None for each in (base, *sweep.experiments)):
         problems.append("privacy.example: the choice of a sweep has no price here for examples; leave it out")
+    if any(each.metrics.inline for each in (base, *sweep.experiments)):
+        problems.append("metrics.inline: is of a single run; leave it out, and use: confide metrics serve")
     if problems:
         raise ConfigError(problems)
     cost = sweep.price()

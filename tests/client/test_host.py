@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from client.examples import Examples, Shards
-from client.host import Session, SiloHost
+from client.host import SiloHost
 from client.personal import PersonalStore
+from client.session import Session
+from privacy.contributions import Failure
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
-from privacy.release import Failure
 from strategies.base import Evaluation, Instruction, Silo, Strategy, Update
 from strategies.experiment import Train
 from strategies.fedavg import FedAvg

@@ -17,8 +17,8 @@ from client.examples import Examples, Shards
 from client.host import SiloHost
 from client.personal import PersonalStore
 from client.rounding import RESIDUAL, Rounding
+from privacy.contributions import Partial
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
-from privacy.release import Partial
 from strategies import wire
 from strategies.base import Instruction, Silo, Strategy, Update
 from strategies.experiment import Train

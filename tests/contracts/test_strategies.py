@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from client.examples import Examples, Shards
-from client.host import Session, SiloHost, Trained
+from client.host import SiloHost, Trained
 from client.personal import PersonalStore
+from client.session import Session
 from privacy import streams
+from privacy.contributions import Partial
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise
-from privacy.release import Collector, Partial
+from privacy.release import Collector
 from server.checkpoint import Checkpoint, read, write
 from server.link import by_tier
 from strategies.base import Instruction, State, Strategy, Update

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from simulations.deploying.certificates import Folder, public_hex
-from simulations.deploying.processes import Program, free_ports
+from simulations.deploying.processes import Program, free_ports, listens
 from simulations.deploying.submitting import BUNDLE
 
 pytestmark = pytest.mark.integration
@@ -87,6 +88,51 @@ def test_a_signal_stops_a_server_and_all_that_it_started(tmp_path: Path) -> None
         program_ended(server, 30)
         assert server.ended == 0
         assert server.family() == []
+
+
+KILLED_S = 30  # It takes a second or two; a loaded machine is slow, not wrong.
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="this machine cannot: no kernel but Linux ties programs")
+
+
+@LINUX
+def test_who_is_killed_leaves_nobody_that_listens(tmp_path: Path) -> None:
+    """SIGKILL of `join`, then of `serve`: what they started is gone with them, though nobody could ask it to stop."""
+    fleet, control = free_ports(2)
+    serve = ["serve", "--insecure", "--address", f"127.0.0.1:{fleet}", "--control-port", str(control)]
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    socket = str(tmp_path / "s")
+    silo = ["silo", "--data", "digits", "--policy", str(tmp_path / "policy.yaml"), "--socket", socket]
+    join = ["join", "--server", f"127.0.0.1:{fleet}", "--socket", socket, "--insecure"]
+    with ExitStack() as opened:
+        server = opened.enter_context(start(tmp_path, "serve", serve))
+        daemon = opened.enter_context(start(tmp_path, "silo", [*silo, "--folder", str(tmp_path / "silo")]))
+        daemon.until(lambda: "answers at" in daemon.printed(), timeout_s=90, what="it answered")
+        server.until(lambda: "start runs with" in server.printed(), timeout_s=90, what="it served")
+        node = opened.enter_context(start(tmp_path, "join", join))
+        node.until(lambda: "confide: joined" in node.printed(), timeout_s=120, what="it joined")
+        for program in (node, server):
+            assert len(program.family()) >= 3  # Itself, Flower's program, and what that started.
+            os.kill(program.pid, signal.SIGKILL)
+            daemon.until(lambda program=program: not program.family(), timeout_s=KILLED_S, what="all were gone")  # type: ignore[misc]
+        assert not listens("127.0.0.1", fleet)
+        assert not listens("127.0.0.1", control)
+        assert daemon.ended is None  # A silo is nobody's child here: it stays for the next node.
+
+
+@LINUX
+def test_a_demo_that_is_killed_in_a_round_leaves_nobody(tmp_path: Path) -> None:
+    """Server app, node apps, silos: all of them at work, and none of them asked."""
+    told = {"PYTHONPATH": str(BUNDLE), "CONFIDE_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "simulations.deploying.demo", str(tmp_path / "demo")]
+    with Program("demo", command, log=tmp_path / "log", environment=told) as demo:
+        rounds = tmp_path / "demo" / "rounds.jsonl"
+        demo.until(rounds.exists, timeout_s=240, what="a round was committed")
+        assert len(demo.family()) >= 1 + 3 + 2 * (1 + 3)  # Silos, and Flower's programs with one of their own each.
+        os.kill(demo.pid, signal.SIGKILL)
+        deadline = time.monotonic() + KILLED_S
+        while demo.family() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert demo.family() == []
 
 
 @pytest.mark.parametrize(

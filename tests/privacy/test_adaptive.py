@@ -16,10 +16,11 @@ from torch import Tensor
 
 from privacy.accountant import Neighbours, epsilon
 from privacy.adaptive import LEAST, MOST, AdaptiveSum, advanced, clip_norms, restored
+from privacy.contributions import Contributions
 from privacy.events import Composed, Event, FixedSize, Gaussian, Poisson, Repeated, Sampled, gaussian_composed
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism, joint_event
 from privacy.noise import SimulatedNoise
-from privacy.release import Collector, Contributions, Release
+from privacy.release import Collector, Release
 
 torch.set_num_threads(1)
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from privacy.contributions import Contributions, Failure, Partial
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise, grid
-from privacy.release import Collector, Contributions, Failure, Partial, Release
+from privacy.release import Collector, Release
 
 torch.set_num_threads(1)
 

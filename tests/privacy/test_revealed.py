@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from privacy.contributions import Contributions, Partial
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise
-from privacy.release import Collector, Contributions, Partial, Release
+from privacy.release import Collector, Release
 
 SIZES = {"delta": 3, "other": 1}
 

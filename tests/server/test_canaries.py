@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from privacy.audit import direction
+from privacy.contributions import Contributions, Failure, Partial
 from privacy.mechanism import GaussianSum, Mechanism
-from privacy.release import Collector, Contributions, Failure, Partial
+from privacy.release import Collector
 from server.canaries import CanaryLink
 from server.link import Request
 from server.participation import Coins

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from privacy import streams
 from privacy.accountant import epsilon
+from privacy.contributions import Contributions, Partial
 from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import Charge, Ledger, LedgerError
 from privacy.ledger import read as read_ledger
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise, SystemNoise, grid, noised
-from privacy.release import Contributions, Partial, Release
+from privacy.release import Release
 from server import loop
 from server.checkpoint import read as read_checkpoint
 from server.link import Request
@@ -216,6 +217,32 @@ def test_a_ledger_that_cannot_be_written_stops_the_round_before_anything_is_aske
     assert len(run.rows()) == 2
 
 
+def monitored(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "monitor.jsonl").read_text().splitlines()]
+
+
+def test_what_a_round_will_have_cost_is_told_while_it_is_in_flight(run: Run) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def look(silo: int, round_: int) -> float:
+        last = monitored(run)[-1]
+        seen.append((last["round"], last["reserved"]))
+        return 0.0
+
+    what = training(FullCohort(1), rounds=3)
+    run.go(what, Echo(update=look))
+    assert seen == [(round_, pytest.approx(price(round_, what.event))) for round_ in (1, 2, 3)]
+    waits = [sum(line["fsync"]["counts"].values()) for line in monitored(run) if "fsync" in line]
+    assert waits == [1, 1, 1]  # A reserve each; nothing waits for a commit.
+
+
+def test_a_monitor_that_cannot_be_written_changes_nothing(run: Run, tmp_path: Path) -> None:
+    whole = Run(tmp_path / "whole")
+    last = whole.go(training())[-1].state["model"]
+    (run.folder / "monitor.jsonl").mkdir(parents=True)
+    assert torch.equal(run.go(training())[-1].state["model"], last)
+
+
 # Secret noise
 
 
@@ -282,11 +309,12 @@ def test_nothing_in_the_folder_says_who_was_asked(run: Run) -> None:
     assert lists_of_numbers({"cohort": [3, 5]}) == [[3, 5]]  # What is looked for would be found.
     run.go(training(SECRET, noise=SystemNoise()), Roll())
     assert {path.name for path in run.folder.iterdir()} == {
-        *("lock", "experiment.yaml", "ledger.jsonl", "rounds.jsonl", "checkpoint.safetensors")
+        *("lock", "experiment.yaml", "ledger.jsonl", "rounds.jsonl", "checkpoint.safetensors", "monitor.jsonl")
     }
+    monitored = [json.loads(line) for line in (run.folder / "monitor.jsonl").read_text().splitlines()]
     checkpoint = read_checkpoint(run.folder / "checkpoint.safetensors")
     assert set(checkpoint.state) == {"model", "path"}
-    assert lists_of_numbers([run.rows(), run.ledger(), dict(checkpoint.meta)]) == []
+    assert lists_of_numbers([run.rows(), run.ledger(), dict(checkpoint.meta), monitored]) == []
 
 
 # What a round releases

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from privacy.chain import Head
+from privacy.contributions import Partial
 from privacy.events import Gaussian
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
-from privacy.release import Partial
 from server import exchange
 from server.book import Book
 from server.link import Request

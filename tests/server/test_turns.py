@@ -20,11 +20,12 @@ from privacy.account import BudgetSpent
 from privacy.accountant import epsilon
 from privacy.band import optimal
 from privacy.banded import BandedSum
+from privacy.contributions import Contributions, Partial
 from privacy.events import Composed, Event, Gaussian, Repeated, Turn
 from privacy.ledger import Charge, Ledger
 from privacy.mechanism import GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise, SystemNoise, grid
-from privacy.release import Contributions, Partial, Release
+from privacy.release import Release
 from server import loop
 from server.checkpoint import read as read_checkpoint
 from server.link import Request

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulations.report.axes import thin, tick_labels, ticks
-from simulations.report.charts import HEIGHT, Line, Mark, Span, line_chart, span_chart
+from simulations.report.charts import Line, Mark, line_chart
+from simulations.report.frame import HEIGHT
 from simulations.report.markup import Html, element, join
+from simulations.report.spans import Span, span_chart
 
 NUMBERS = st.floats(-1e300, 1e300) | st.floats(-1000, 1000)
 

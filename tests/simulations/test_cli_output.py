@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.commands import output, summary
+from simulations.commands import output
 from simulations.commands.doctor import satisfies
 from simulations.commands.interrupt import SIGNALS, Interrupt
 from simulations.commands.progress import LINES, Lines
 from simulations.commands.shared import seeds_of
+from simulations.outcomes import spread
 from strategies.schema import ConfigError
 
 epsilons = st.floats(min_value=1e-6, max_value=1e6)
@@ -94,20 +95,20 @@ def result(accuracy, epsilon):
 
 
 def test_mean_and_sample_deviation_over_seeds():
-    mean, std = summary.spread([result(0.5, 1.0), result(0.6, 1.0), result(0.9, 1.0)])
+    mean, std = spread([result(0.5, 1.0), result(0.6, 1.0), result(0.9, 1.0)])
     assert mean["accuracy"] == pytest.approx(2 / 3)
     assert std["accuracy"] == pytest.approx(statistics.stdev([0.5, 0.6, 0.9]))
     assert (mean["epsilon"], std["epsilon"]) == (1.0, 0.0)
 
 
 def test_what_some_runs_lack_has_no_mean():
-    mean, std = summary.spread([result(0.5, 1.0), result(0.6, None)])
+    mean, std = spread([result(0.5, 1.0), result(0.6, None)])
     assert "epsilon" not in mean
     assert "epsilon" not in std
 
 
 def test_one_run_has_no_deviation():
-    assert summary.spread([result(0.5, 1.0)])[1]["accuracy"] is None
+    assert spread([result(0.5, 1.0)])[1]["accuracy"] is None
 
 
 @pytest.mark.parametrize(

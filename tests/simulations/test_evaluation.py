@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from privacy.release import Release
-from simulations.evaluation import summary
+from simulations.evaluation import histogram, summary
 from simulations.running import run
 from strategies.base import Evaluation, Instruction, Silo, State, Strategy, Update
 from strategies.loading import parse
@@ -83,11 +84,23 @@ def metrics(data: Path, out: Path, engine: dict[str, Any] | None = None, **chang
 
 def test_a_score_is_weighted_by_rows_and_its_spread_is_over_silos() -> None:
     found = summary(Evaluation((0, 1, 2), (1, 1, 8), (2.0, 4.0, 1.0), (4.0, 8.0, 2.0)), "mse")
+    histograms = found.pop("histograms")
+    assert histograms["loss"] == {"edges": [1, 1.5, 2, 2.5, 3, 3.5, 4], "silos": [1, 0, 1, 0, 0, 1], "beyond": 0}
+    assert sum(histograms["mse"]["silos"]) == 3
     assert found == {
         "mse": pytest.approx(2.8),  # (4 + 8 + 8 * 2) / 10
         "loss": pytest.approx(1.4),
         "per_silo": {"p10": pytest.approx(2.4), "p50": 4.0, "p90": pytest.approx(7.2)},
     }
+
+
+def test_a_histogram_counts_every_silo_once() -> None:
+    found = histogram([0.0, 0.05, 0.999, 1.0, math.nan, math.inf], whole=True)
+    assert found["edges"][:3] == [0.0, 0.05, 0.1]
+    assert (found["silos"][0], found["silos"][1], found["silos"][-1]) == (1, 1, 2)  # An edge counts above it, 1 below.
+    assert sum(found["silos"]) == 4
+    assert found["beyond"] == 2
+    assert histogram([math.inf]) == {"edges": [], "silos": [], "beyond": 1}
 
 
 def test_personal_models_are_tested_and_validated_beside_what_a_new_silo_gets(data: Path, tmp_path: Path) -> None:
@@ -96,6 +109,7 @@ def test_personal_models_are_tested_and_validated_beside_what_a_new_silo_gets(da
     assert found["test"]["mse"] == found["validation"]["mse"] == 100.0
     assert found["new_silo"]["mse"] == 400.0
     assert found["per_silo"] == found["test"]["per_silo"] == {"p10": 100.0, "p50": 100.0, "p90": 100.0}
+    assert found["personalization_gap"] == {"p10": -300.0, "p50": -300.0, "p90": -300.0}  # Own less new; less error.
 
 
 def test_who_was_never_asked_is_served_as_a_new_silo_is(data: Path, tmp_path: Path) -> None:
@@ -118,4 +132,4 @@ def test_strict_metrics_hold_all_of_it_back(data: Path, tmp_path: Path) -> None:
     found = metrics(data, tmp_path / "run", privacy={"silo": silo})
     assert found == {"mse": None, "loss": None, "per_silo": None}
     shown = metrics(data, tmp_path / "shown", privacy={"silo": silo}, metrics={"privacy": "research"})
-    assert set(shown) == {"mse", "loss", "per_silo", "test", "validation", "new_silo"}
+    assert set(shown) == {"mse", "loss", "per_silo", "test", "validation", "new_silo", "personalization_gap"}

@@ -17,11 +17,11 @@ import torch
 
 from privacy.accountant import epsilon
 from privacy.chain import load
+from privacy.contributions import Contributions
 from privacy.events import Gaussian, Poisson, Repeated, Sampled
 from privacy.local import CANARY, LOCAL, SILO, LocalNoise
 from privacy.mechanism import GaussianSum
 from privacy.noise import SimulatedNoise
-from privacy.release import Contributions
 from server.checkpoint import read as read_checkpoint
 from server.store import StoreError
 from simulations import ledgers
@@ -242,7 +242,7 @@ def test_the_pool_sends_the_same_bits_as_this_process(place: Path, tmp_path: Pat
 
 def test_only_protected_updates_reach_the_sum(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row that is summed is one that `protect` gave, canaries included; and there are as many."""
-    from privacy.release import Contributions
+    from privacy.contributions import Contributions
 
     given: list[torch.Tensor] = []
     summed: list[torch.Tensor] = []

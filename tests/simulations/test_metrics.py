@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from simulations.cli import main
 from simulations.metrics.exporter import Exporter
-from simulations.metrics.names import METRICS, PREFIX
+from simulations.metrics.names import METRICS, PREFIX, WITHHELD
 from simulations.metrics.serving import Certificates, serve
 from simulations.running import run
 from strategies.loading import parse
@@ -83,12 +83,16 @@ def test_what_is_shown_is_what_the_lines_of_a_run_add_up_to(store: Path) -> None
         assert one(found, "round_duration_seconds_count", run=name, phase="train") == 4
         assert one(found, "model_accuracy_ratio", run=name) == lines[-1]["accuracy"]
         assert one(found, "privacy_charges_total", run=name, unit="silo") == 4
-        assert one(found, "ledger_writes_total", run=name, kind="commit") == 4
+        assert one(found, "ledger_writes_total", run=name, result="ok") == 8  # A reserve and a commit each.
+        assert one(found, "ledger_writes_total", run=name, result="failed") == 0
+        assert one(found, "ledger_fsync_seconds_count", run=name) == 4  # A commit waits for nobody.
         assert one(found, "run_state", run=name, state="finished") == 1
         assert one(found, "silos", run=name, state="population") == 6
     spent = rows(store / "private")[-1]["epsilon"]
     assert one(found, "privacy_epsilon_spent", run="private", unit="silo") == spent
     assert one(found, "privacy_epsilon_remaining", run="private", unit="silo") == 100.0 - spent
+    assert one(found, "privacy_epsilon_reserved", run="private", unit="silo") == spent
+    assert one(found, "privacy_epsilon_reserved", run="open", unit="silo") == float("inf")
     assert one(found, "privacy_epsilon_spent", run="open", unit="silo") == float("inf")
     assert one(found, "noise_stddev", run="private", channel="delta") == 0.5
     assert one(found, "exporter_runs") == 3
@@ -100,7 +104,14 @@ def test_what_privacy_withholds_is_not_there_and_is_named(store: Path) -> None:
         having = {dict(labels)["run"] for (sample, labels) in found if sample == PREFIX + name}
         assert having == ({"research"} if name == "clipped_ratio" else {"open", "research"})
     withheld = {dict(labels)["metric"] for (n, labels) in found if n == PREFIX + "metrics_withheld"}
-    assert withheld == {"train_loss", "clipped_ratio", "silo_score", "minority_silos"}
+    assert withheld == set(WITHHELD)
+    timed = {dict(labels)["run"] for (n, labels) in found if n == PREFIX + "silo_train_duration_seconds_count"}
+    assert timed == {"open", "research"}
+    assert one(found, "silo_train_duration_seconds_count", run="open") == 24  # Six silos in four rounds.
+    assert "trained" not in (store / "private" / "monitor.jsonl").read_text()
+    assert {dict(labels)["run"]: dict(labels)["privacy"] for (n, labels) in found if n == PREFIX + "run_info"} == {
+        "open": "none", "private": "strict", "research": "research"
+    }  # fmt: skip
     assert {dict(labels)["run"] for (n, labels) in found if n == PREFIX + "metrics_withheld"} == {"private"}
 
 

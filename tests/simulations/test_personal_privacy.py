@@ -16,8 +16,9 @@ from torch import Tensor
 
 from client.descent import Descent
 from client.examples import Examples, Shards
-from client.host import Session, SiloHost
+from client.host import SiloHost
 from client.personal import PersonalStore
+from client.session import Session
 from privacy import verify
 from privacy.accountant import epsilon
 from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled, from_json

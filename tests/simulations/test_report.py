@@ -201,7 +201,8 @@ def read(page: str) -> Reader:
         "python 3.11.7, torch 2.13.0",
         "train 1.50 s, 50%",
         "fedavg, server (sgd, momentum 0.9)",
-        "Withheld: training loss, clip fraction and the spread over silos",
+        "Withheld: training loss and clip fraction are computed on private rows",
+        "Withheld: how silos are served, each on its own rows",
     ],
 )
 def test_the_page_says(case: Case, fact: str) -> None:
@@ -227,6 +228,7 @@ def test_every_id_is_given_once(case: Case) -> None:
 
 def test_words_of_a_user_stay_words(case: Case) -> None:
     attack = "</style></title></pre><script>alert('1')</script><img src=x onerror=\"alert(2)\"> & \u2028"
+    case.rows = [row(1, failures=1, failure_reasons={"deadline": 1})]
     plain = read(case.page()).tags
     case.result |= {"name": attack, "strategy": attack, "data": attack, "stopped": attack, "notes": [attack]}
     case.result["privacy"]["silo"]["note"] = case.result["privacy"]["silo"]["method"] = attack
@@ -307,7 +309,8 @@ def test_failures_are_counted_by_reason(case: Case) -> None:
         row(2, cohort=90, arrived=80, failures=10, failure_reasons={"deadline": 10}),
     ]
     text = case.text()
-    assert "deadline 12 no rows 1" in text
+    assert "deadline 12 2 of 2 1 2 no rows 1 1 of 2 1 1" in text  # Updates, in how many rounds, the first and the last.
+    assert "below, blue: deadline; above, orange: no rows" in text
     assert "asked arrived" in text
 
 

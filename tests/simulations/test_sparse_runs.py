@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from privacy.release import Contributions
+from privacy.contributions import Contributions
 from simulations.engines.local import LocalLink
 from simulations.running import run
 from strategies import wire

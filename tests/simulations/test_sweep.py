@@ -315,6 +315,7 @@ def test_a_grid_that_cannot_be_is_refused(over: list[str], problem: str) -> None
         ({"on": "silos", "score_noise": 1.0}, {"data": CONFIG["data"] | {"validation": 0.0}}, "hold no rows to choose"),
         ({"on": "silos", "score_noise": 1.0}, {"privacy": {}}, "no privacy.silo"),
         ({}, {"budget": {"epsilon": 0.5, "delta": 1e-3}}, "that the sweep costs"),
+        ({}, {"metrics": {"inline": True}}, "metrics.inline: is of a single run; leave it out"),
         ({"mean": 1.0}, {}, "--runs: mean must be > 1"),
         ({"eta": -2.0}, {}, "--eta: eta must be > -1"),
         ({"over": ("privacy.silo=null", "rounds=1,2")}, {}, None),

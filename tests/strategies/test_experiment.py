@@ -54,7 +54,10 @@ def test_the_digest_knows_one_spelling() -> None:
     assert digest(parse(spelled)) == digest(parse(backwards)) == digest(parse(SMALL))
 
 
-@pytest.mark.parametrize("change", ["name=other", "metrics.every=5", "engine={kind: pool, workers: 2, chunk: 4}"])
+@pytest.mark.parametrize(
+    "change",
+    ["name=other", "metrics.every=5", "metrics={inline: true, port: 1}", "engine={kind: pool, workers: 2, chunk: 4}"],
+)
 def test_facts_of_the_machine_and_sinks_leave_the_digest_alone(change: str) -> None:
     assert digest(parse(changed(change))) == digest(parse(SMALL))
 

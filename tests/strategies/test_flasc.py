@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from privacy.contributions import Contributions
 from privacy.mechanism import GaussianSum, Mechanism
 from privacy.noise import SimulatedNoise
-from privacy.release import Collector, Contributions, Release
+from privacy.release import Collector, Release
 from strategies.base import Correction, State, Strategy, Update
 from strategies.flasc import FLASC, Tier
 from strategies.layout import Layout

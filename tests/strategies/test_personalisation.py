@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from privacy.contributions import Contributions
 from privacy.mechanism import ExactSum
-from privacy.release import Collector, Contributions, Release
+from privacy.release import Collector, Release
 from strategies.base import Correction, Penalty, State, Strategy
 from strategies.ditto import Ditto
 from strategies.experiment import Train

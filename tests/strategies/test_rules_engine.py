@@ -25,6 +25,7 @@ PATCH = {"name": "pixel_patch", "fraction": 0.2, "target": 1}
         ({"attacks": [PATCH]}, "attacks: are simulated"),
         ({"engine": {"kind": "local", "quorum": 0.5}}, "engine.quorum: found 0.5, but only kind: flower uses it"),
         ({"engine": {"kind": "flower", "quorum": 0.5}, "privacy": {"silo": SILO}}, "engine.quorum: under privacy"),
+        ({"metrics": {"inline": True}}, "metrics.inline: found true, but a run across machines is in a process of"),
         ({"engine": {"kind": "flower", "workers": 2}}, "engine.workers: found 2, but only kind: pool uses it"),
     ],
 )

@@ -13,12 +13,13 @@ import pytest
 
 from client.daemon import Daemon
 from client.sockets import Place
-from simulations.cli import main, version
+from simulations.cli import main
 from simulations.deploying import checking_files
 from simulations.deploying.certificates import Folder, make, public_hex
 from simulations.deploying.checking import Check, daemon, listeners, ports, server
 from simulations.deploying.flower import Address
 from simulations.deploying.processes import free_ports
+from simulations.version import version
 from tests.client.test_daemon import Echo, office
 from tests.simulations.deploying import test_certificates as greeting
 
