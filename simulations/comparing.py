@@ -195,12 +195,12 @@ def _labels(experiments: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names by as few keys as tell the experiments apart, the strategy first; only the first one has all of them."""
     keys = sorted(differences(experiments), key=lambda key: key != "strategy.name")
     parts: list[tuple[str, ...]] = [()] * len(experiments)
-    for key in keys:
-        trial = [(*held, _said(key, each)) for held, each in zip(parts, experiments)]
-        if len(set(trial)) > len(set(parts)):
-            parts = trial
-        if len(set(parts)) == len(parts) or len(parts[0]) == LABEL_KEYS:
-            break
+    for _ in range(LABEL_KEYS):
+        trials = [[(*held, _said(key, each)) for held, each in zip(parts, experiments)] for key in keys]
+        first = [trial for key, trial in zip(keys, trials) if key == "strategy.name" and not any(parts)]
+        best = max(first or trials, key=lambda trial: len(set(trial)), default=parts)
+        if len(set(best)) > len(set(parts)):
+            parts = best
     base = parts[0]
     others = [[part for part, usual in zip(held, base) if part != usual] for held in parts[1:]]
     return [", ".join(dict.fromkeys(filter(None, held))) or "as it is" for held in (base, *others)]

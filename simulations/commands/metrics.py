@@ -46,6 +46,7 @@ def execute(args: argparse.Namespace) -> int:
     given = {"--tls-cert": args.tls_cert, "--tls-key": args.tls_key, "--client-ca": args.client_ca}
     port, stop = serve(exporter, address=args.addr, port=args.port, certificates=certificates(given))
     scheme = "http" if args.tls_cert is None else "https"
+    exporter.read()  # Not left to the first scrape, which would wait too long for it.
     print(f"{len(found(args.store))} runs in {args.store}; scrape {scheme}://{args.addr}:{port}/metrics", flush=True)
     over = threading.Event()
 

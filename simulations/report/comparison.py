@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simulations.comparing import Group, Member, cautions, differences, experiment, grouped, settings
@@ -58,7 +58,7 @@ def page(groups: Sequence[Shown], runs: Sequence[Run], command: Sequence[str]) -
     held = [each.group for each in groups]
     main = element(
         "main",
-        {},
+        {"class": "comparison"},
         _numbers(groups),
         _differs(held),
         frontiers_section(groups),
@@ -95,7 +95,7 @@ def _numbers(groups: Sequence[Shown]) -> Html:
     kinds = [(name, title) for name, title in CLAIMS if any(name in _held(each.group) for each in groups)]
     measured = any("measured" in _held(each.group) for each in groups)
     first = TITLES[metric(groups[0].group.members[0].result)].lower()
-    header = ["", "experiment", "runs", first, "loss", *(title for _, title in kinds or CLAIMS[:1])]
+    header = ["experiment", "runs", first, "loss", *(title for _, title in kinds or CLAIMS[:1])]
     header += [*(["ε measured"] if measured else []), "sent", "time in rounds"]
     body = [_line(each, [name for name, _ in kinds or CLAIMS[:1]], measured) for each in groups]
     said = "Means over the runs of an experiment, ± one standard deviation; of a claimed ε the largest of its runs."
@@ -106,7 +106,7 @@ def _numbers(groups: Sequence[Shown]) -> Html:
 
 def _line(shown: Shown, kinds: Sequence[str], measured: bool) -> Sequence[str]:
     group, name = shown.group, metric(shown.group.members[0].result)
-    cells = [group.letter, group.label, str(len(group.members))]
+    cells = [f"{group.letter}  {group.label}", str(len(group.members))]
     cells += [_mean(group, name, scale(shown), "%" if name == "accuracy" else ""), _mean(group, "loss", 1.0, "")]
     cells += [_claim(group, kind) for kind in kinds]
     cells += [_mean(group, "measured", 1.0, "")] if measured else []
@@ -123,8 +123,8 @@ def _mean(group: Group, name: str, factor: float, unit: str) -> str:
     known = [factor * value for value in values if value is not None]
     if not known or len(known) < len(values):
         return "–"
-    mean = f"{statistics.fmean(known):.1f}{unit}" if unit else number(statistics.fmean(known))
-    return mean if len(known) == 1 else f"{mean} ± {number(statistics.stdev(known), 2)}"
+    mean = f"{statistics.fmean(known):.1f}" if unit else number(statistics.fmean(known))
+    return f"{mean}{unit}" if len(known) == 1 else f"{mean} ± {number(statistics.stdev(known), 2)}{unit}"
 
 
 def _claim(group: Group, kind: str) -> str:
@@ -135,18 +135,30 @@ def _claim(group: Group, kind: str) -> str:
 
 
 def _differs(groups: Sequence[Group]) -> Html:
+    """Keys that were set differently; folded away, those that only some have, as of another strategy."""
     heading = element("h2", {}, "What differs")
-    keys = differences([experiment(group.members[0]) for group in groups])
     if len(groups) == 1:
         said = "The runs are of one experiment: nothing differs but their seeds."
         return element("section", {}, heading, element("p", {}, said))
+    keys = differences([experiment(group.members[0]) for group in groups])
+    partial = {key for key, values in keys.items() if len({repr(each) for each in values if each is not None}) < 2}
+    folded = {key: values for key, values in keys.items() if key in partial}
+    parts = [_keys(groups, {key: values for key, values in keys.items() if key not in partial})]
+    if folded:
+        summary = element("summary", {}, f"{_many(len(folded), 'key')} that only some of the experiments have")
+        parts.append(element("details", {}, summary, _keys(groups, folded)))
+    said = "Only keys that are not the same in all experiments; a dash stands for a key that one has not."
+    return element("section", {}, heading, element("p", {}, said), *parts)
+
+
+def _keys(groups: Sequence[Group], keys: Mapping[str, Sequence[object]]) -> Html:
+    if not keys:
+        return join([])
     some = list(keys.items())[:SHOWN_KEYS]
     body = [(key, *("–" if value is None else cut(spell(value), 60) for value in values)) for key, values in some]
     rest = len(keys) - len(some)
-    said = "Only the keys that are not the same in all experiments; a dash stands for a key that one has not."
-    more = [element("p", {}, f"And {rest:,} more keys.")] if rest else []
-    header = ("key", *(group.letter for group in groups))
-    return element("section", {}, heading, element("p", {}, said), table(header, body), *more)
+    body += [(f"and {rest:,} more keys", *("" for _ in groups))] if rest else []
+    return table(("key", *(group.letter for group in groups)), body)
 
 
 def _know(groups: Sequence[Group], runs: Sequence[Run]) -> Html:

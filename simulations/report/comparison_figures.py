@@ -10,7 +10,7 @@ from simulations.report import comparison_plots as plots
 from simulations.report.comparison_plots import Shown, bytes_unit, claimed, score_name, sent, signed
 from simulations.report.markup import Html, element, join
 from simulations.report.tables import table
-from simulations.report.words import number, small
+from simulations.report.words import size, small
 
 PRIVACY = {  # Claims by their column: where result.json has them, and what they are of.
     "epsilon": ("silo", "ε claimed for a whole silo"),
@@ -147,11 +147,13 @@ def _row(group: Group, found: Difference) -> tuple[str, ...]:
     def said(value: float) -> str:
         if found.column == "accuracy":
             return f"{signed(100 * value)} points"
+        if found.column == "bytes":
+            return f"{'−' if value < 0 else '+'}{size(abs(value))}"
         return signed(value)
 
     low, high = ("", "") if found.interval is None else map(said, found.interval)
     name = {"bytes": "bytes sent", "mse": "squared error"}.get(found.column, found.column)
-    return f"{group.letter}  {group.label}", name, said(found.mean), low, high, number(len(found.seeds))
+    return f"{group.letter}  {group.label}", name, said(found.mean), low, high, str(len(found.seeds))
 
 
 def _of_one_kind(groups: Sequence[Shown]) -> list[Shown]:

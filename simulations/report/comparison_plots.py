@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
 from typing import Any
 
 from simulations.comparing import Difference, Group
 from simulations.outcomes import metric, numbers
 from simulations.report.axes import tick_labels, ticks
 from simulations.report.markup import Html
-from simulations.report.plots import Axis, Curve, plot, powers
+from simulations.report.plots import Curve, plot
+from simulations.report.scales import Axis, powers
 from simulations.report.sections import TITLES
 from simulations.report.spans import Span, span_chart
 from simulations.report.words import number, scaled
 
 WIDE = 8.0  # Values this many times apart are drawn on a logarithmic axis.
-LEGEND = 24  # Characters of a name that fit into a legend.
+SHOWN_CLAIMS = 10  # Experiments; the table has them all.
+LEGEND = 20  # Characters of a name that fit into a legend.
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -34,7 +37,14 @@ class Shown:
     def name(self) -> str:
         """Its letter and label, as short as a legend needs them."""
         label = f"{self.group.letter}  {self.group.label}"
-        return label if len(label) <= LEGEND else f"{label[: LEGEND - 1]}…"
+        if len(label) <= LEGEND:
+            return label
+        return f"{label[: LEGEND - 1].rpartition(', ')[0] or label[: LEGEND - 1]} …"
+
+    @property
+    def place(self) -> int:
+        """Its colour and dash, the same in every picture."""
+        return ascii_uppercase.index(self.group.letter)
 
     def scores(self) -> list[float] | None:
         """The final score of every run, accuracies in percent; None where one has none."""
@@ -69,8 +79,8 @@ def frontier(
         mean, wide = statistics.fmean(scores), _std(scores)
         at = value if math.isfinite(value) else beyond
         bars = [(mean - wide, mean + wide)] if len(scores) > 1 else []
-        letter = each.group.letter
-        curves.append(Curve(each.name, [(at, mean)], dots=True, bars=bars, line=False, letter=letter))
+        point = Curve(each.name, [(at, mean)], dots=True, bars=bars, line=False)
+        curves.append(replace(point, letter=each.group.letter, place=each.place))
     return plot(key, title, told=told, curves=curves, x=axis, y=Axis(score_name(groups)))
 
 
@@ -110,8 +120,11 @@ def curves(
         if found:
             points = [(x, statistics.fmean(values)) for x, values in found]
             spread = [_std(values) for _, values in found] if len(each.rounds) > 1 else []
-            drawn.append(Curve(each.name, points, spread=spread, dots=len(points) == 1, letter=each.group.letter))
-    return plot(key, title, told=told, curves=drawn, x=Axis("round", low=0), y=Axis(y)) if drawn else None
+            curve = Curve(each.name, points, spread=spread, dots=len(points) == 1)
+            drawn.append(replace(curve, letter=each.group.letter, place=each.place))
+    if len(drawn) < min(2, len(groups)):  # A single curve compares nothing.
+        return None
+    return plot(key, title, told=told, curves=drawn, x=Axis("round", low=0), y=Axis(y))
 
 
 def _series(runs: Sequence[Rows], name: str, factor: float) -> list[tuple[float, list[float]]]:
@@ -124,7 +137,7 @@ def _series(runs: Sequence[Rows], name: str, factor: float) -> list[tuple[float,
 def claims(groups: Sequence[Shown], delta: str) -> Html:
     """What each experiment claims, and below it what its canaries measured."""
     spans = []
-    for each in groups:
+    for each in groups[:SHOWN_CLAIMS]:
         held = [member.result["privacy"] for member in each.group.members]
         upper = claimed(each, "epsilon")
         label = f"{each.group.letter}: claimed at most {number(upper, 4, 'up')}"

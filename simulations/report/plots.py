@@ -7,12 +7,13 @@ are drawn narrow, so that text stays readable where a telephone shrinks them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulations.report.axes import Point, thin, tick_labels, ticks
+from simulations.report import letters
+from simulations.report.axes import Point, thin
 from simulations.report.markup import Html, Value, element
+from simulations.report.scales import Axis, Scale, scale_of
 
 WIDTH, HEIGHT = 480, 260  # Of the picture, and of the field between its axes.
 LEFT, RIGHT, TOP = 54, 26, 48  # Margins; on the right there is room for half of a tick's label.
@@ -31,7 +32,6 @@ CSS = """
 .plot .letter { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .plot .rule { stroke: var(--grid); } .plot .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .plot .band { stroke: none; fill-opacity: .13; } .plot .level { stroke: var(--ink); stroke-dasharray: 1 4; }
-@media screen and (max-width: 30rem) { .plot { font-size: 14px; } }
 """ + "".join(f".plot .c{n} {{ stroke: var(--c{n}); }} .plot .f{n} {{ fill: var(--c{n}); }}\n" for n in range(COLOURS))
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
@@ -48,6 +48,7 @@ class Curve:
         bars: an interval (low, high) at each point, or empty.
         line: whether the points are joined.
         letter: written beside its last point, so that colour is not all that tells it.
+        place: among colours and dashes; None: as among the curves.
     """
 
     label: str
@@ -57,25 +58,7 @@ class Curve:
     bars: Sequence[tuple[float, float]] = ()
     line: bool = True
     letter: str = ""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One of the two axes.
-
-    Attributes:
-        label: what it counts, with its unit.
-        log: logarithmic; values must be > 0.
-        marks: (value, text) instead of ticks that are chosen.
-        low: the least value to show, where that is not the data's.
-        high: the largest, likewise.
-    """
-
-    label: str
-    log: bool = False
-    marks: Sequence[tuple[float, str]] = ()
-    low: float | None = None
-    high: float | None = None
+    place: int | None = None
 
 
 def plot(key: str, title: str, *, told: str, curves: Sequence[Curve], x: Axis, y: Axis) -> Html:
@@ -91,8 +74,8 @@ def plot(key: str, title: str, *, told: str, curves: Sequence[Curve], x: Axis, y
     """
     if not curves or not all(curve.points for curve in curves) or len(curves) > COLOURS * len(DASHES):
         raise ValueError(f"plot {key}: 1 to 32 curves, each with a point, got {[len(c.points) for c in curves]}")
-    across = _scale(x, [value for curve in curves for value, _ in curve.points])
-    upwards = _scale(y, [value for curve in curves for value in _heights(curve)])
+    across = scale_of(x, [value for curve in curves for value, _ in curve.points])
+    upwards = scale_of(y, [value for curve in curves for value in _heights(curve)])
     rows = -(-len(curves) // LEGEND_COLUMNS)
     height = TOP + HEIGHT + 44 + LEGEND_ROW * rows
     box: dict[str, Value] = {
@@ -115,53 +98,17 @@ def plot(key: str, title: str, *, told: str, curves: Sequence[Curve], x: Axis, y
         element("text", {"x": LEFT, "y": 20, "class": "head"}, title),
         element("text", {"x": LEFT, "y": 37}, told),
         *_grid(across, upwards, x.label, y.label),
-        *(part for number, curve in enumerate(curves) for part in _drawn(number, curve, across, upwards)),
+        *(
+            part
+            for number, curve in enumerate(curves)
+            for part in _drawn(_place(number, curve), curve, across, upwards)
+        ),
+        *_letters(curves, across, upwards),
         *(part for number, curve in enumerate(curves) for part in _legend(number, curve)),
     )
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """Values to parts of an axis from 0 to 1, and its ticks."""
-
-    low: float
-    high: float
-    log: bool
-    marks: Sequence[tuple[float, str]]
-
-    def at(self, value: float) -> float:
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-
-def _scale(axis: Axis, values: Sequence[float]) -> _Scale:
-    held = [*values, *(value for value, _ in axis.marks)]
-    low = min(held) if axis.low is None else axis.low
-    high = max(held) if axis.high is None else axis.high
-    if axis.log:
-        if not low > 0:
-            raise ValueError(f"axis {axis.label}: a logarithmic one needs values > 0, got {low!r}")
-        high = high if high > low else 2 * low
-        return _Scale(low, high, True, axis.marks or powers(low, high))
-    if axis.marks:
-        return _Scale(low, high if high > low else low + 1, False, axis.marks)
-    levels = ticks(low, high)
-    fixed = axis.high is not None and axis.low is not None
-    levels = [level for level in levels if not fixed or low <= level <= high]
-    ends = (low, high) if fixed else (levels[0], levels[-1])
-    return _Scale(*ends, False, list(zip(levels, tick_labels(levels))))
-
-
-def powers(low: float, high: float) -> list[tuple[float, str]]:
-    """Ticks at 1, 2 and 5 times powers of ten with their names; of powers alone where that would be too many."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    digits = (1, 2, 5) if len(decades) <= 3 else (1,)
-    found = [digit * 10.0**power for power in decades for digit in digits]
-    return [(value, f"{value:g}") for value in found if low <= value * (1 + 1e-9) and value <= high * (1 + 1e-9)]
-
-
-def _grid(across: _Scale, upwards: _Scale, x: str, y: str) -> list[Html]:
+def _grid(across: Scale, upwards: Scale, x: str, y: str) -> list[Html]:
     parts = []
     for value, name in upwards.marks:
         top = _y(upwards, value)
@@ -178,7 +125,7 @@ def _grid(across: _Scale, upwards: _Scale, x: str, y: str) -> list[Html]:
     return [*parts, element("text", foot, x), element("text", turned, y)]
 
 
-def _drawn(number: int, curve: Curve, across: _Scale, upwards: _Scale) -> list[Html]:
+def _drawn(number: int, curve: Curve, across: Scale, upwards: Scale) -> list[Html]:
     parts, colour = [], number % COLOURS
     if curve.spread:
         limits = [(x, y, wide) for (x, y), wide in zip(curve.points, curve.spread)]
@@ -197,17 +144,29 @@ def _drawn(number: int, curve: Curve, across: _Scale, upwards: _Scale) -> list[H
             size = 2.6 if curve.line else 4
             place: dict[str, Value] = {"cx": _x(across, x), "cy": _y(upwards, y), "r": size, "class": f"f{colour}"}
             parts.append(element("circle", place))
-    if curve.letter:
-        (x, y), (right, down) = curve.points[-1], ((7, -5), (-15, -5), (7, 14), (-15, 14))[number % 4]
-        at: dict[str, Value] = {"x": _short(float(_x(across, x)) + right), "y": _short(float(_y(upwards, y)) + down)}
-        parts.append(element("text", {**at, "class": "letter"}, curve.letter))
     return parts
+
+
+def _letters(curves: Sequence[Curve], across: Scale, upwards: Scale) -> list[Html]:
+    lettered = [curve for curve in curves if curve.letter]
+    ends = [curve.points[-1] for curve in lettered]
+    wanted = [(float(_x(across, x)) + 7, float(_y(upwards, y)) + 4) for x, y in ends]
+    placed = letters.spread(wanted, top=TOP + 8, bottom=TOP + HEIGHT + 4)
+    return [
+        element("text", {"x": _short(x), "y": _short(y), "class": "letter"}, curve.letter)
+        for curve, (x, y) in zip(lettered, placed)
+    ]
+
+
+def _place(number: int, curve: Curve) -> int:
+    return number if curve.place is None else curve.place
 
 
 def _legend(number: int, curve: Curve) -> list[Html]:
     column, row = number % LEGEND_COLUMNS, number // LEGEND_COLUMNS
     left = LEFT + column * (WIDTH - LEFT - RIGHT) / LEGEND_COLUMNS
     y = TOP + HEIGHT + 52 + LEGEND_ROW * row
+    number = _place(number, curve)
     sample: dict[str, Value] = {"x1": _short(left), "x2": _short(left + 26), "y1": y, "y2": y}
     named = element("text", {"x": _short(left + 33), "y": y + 4}, curve.label)
     dot: dict[str, Value] = {"cx": _short(left + 13), "cy": y, "r": 2.6, "class": f"f{number % COLOURS}"}
@@ -228,15 +187,15 @@ def _heights(curve: Curve) -> list[float]:
     return [*banded, *(end for bar in curve.bars for end in bar)]
 
 
-def _path(points: Sequence[Point], across: _Scale, upwards: _Scale) -> str:
+def _path(points: Sequence[Point], across: Scale, upwards: Scale) -> str:
     return "L".join(f"{_x(across, x)} {_y(upwards, y)}" for x, y in points)
 
 
-def _x(scale: _Scale, value: float) -> str:
+def _x(scale: Scale, value: float) -> str:
     return _short(LEFT + (WIDTH - LEFT - RIGHT) * scale.at(value))
 
 
-def _y(scale: _Scale, value: float) -> str:
+def _y(scale: Scale, value: float) -> str:
     """Down from the top, held inside the field: a band may leave it where an axis is cut."""
     return _short(TOP + HEIGHT * (1 - min(max(scale.at(value), 0.0), 1.0)))
 

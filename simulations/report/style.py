@@ -58,13 +58,13 @@ path.line.b { stroke-dasharray: 7 5; }
 path.line.a, path.dots.a, line.a { stroke: var(--a); } .chart text.a, circle.a, .band.a, .column.a { fill: var(--a); }
 path.line.b, path.dots.b, line.b { stroke: var(--b); } .chart text.b, circle.b, .band.b, .column.b { fill: var(--b); }
 circle { stroke: var(--paper); stroke-width: 1.5; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .charts + .scroll { margin-top: 1.6rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: right; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--rule); font-weight: inherit;
   vertical-align: baseline; }
 thead th { color: var(--muted); font-size: .85rem; white-space: nowrap; }
 th:first-child { text-align: left; }
-.scroll td { white-space: nowrap; } .scroll th[scope=row] { min-width: 9rem; }
+.scroll td { white-space: nowrap; } .scroll th[scope=row] { min-width: 9rem; white-space: pre-wrap; }
 table.facts { width: 100%; max-width: 44rem; }
 table.facts th { color: var(--muted); width: 9.5rem; }
 table.facts td { text-align: left; padding-right: 0; overflow-wrap: anywhere; }
@@ -84,8 +84,10 @@ footer { color: var(--muted); font-size: .85rem; padding-top: 2rem; padding-bott
 @media (max-width: 54rem) { .cards { grid-template-columns: 1fr 1fr; } }
 @media (max-width: 30rem) { .cards > div { padding: .7rem .8rem .8rem; } .cards b { font-size: 1.35rem; }
   body { font-size: 15px; } header { padding-top: 1.4rem; } h1 { font-size: 1.7rem; }
-  table.facts th { width: 7rem; } }
-@media print { @page { margin: 16mm; } body { font-size: 10.5pt; } main, header, footer { max-width: none; padding: 0; }
+  table.facts th { width: 7rem; }
+  .comparison .plot { font-size: 16px; } .comparison .plot .head { font-size: 18px; } }
+@media print { @page { size: A4; margin: 16mm; } body { font-size: 10.5pt; }
+  main, header, footer { max-width: none; padding: 0; }
   header { padding-top: 0; } .cards > div, pre, tr { break-inside: avoid; }
   h2, h2 + p { break-after: avoid; } section { margin-top: 6mm; padding-top: 4mm; } footer { padding: 4mm 0 0; }
   :root { --paper: #fff; }

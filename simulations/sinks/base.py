@@ -20,13 +20,13 @@ class Told:
     Attributes:
         name: of the experiment.
         folder: of the run.
-        config: the experiment's keys as `a.b`, without paths, machine facts and secrets.
+        config: the experiment's keys as `a.b`, each a plain value, without paths, machine facts and secrets.
         rows: gives the lines of all committed rounds, the first first.
     """
 
     name: str
     folder: Path
-    config: Mapping[str, str]
+    config: Mapping[str, Any]
     rows: Callable[[], Sequence[Row]]
 
 

@@ -116,7 +116,7 @@ class Sinks:
                 print(f"confide: sink {name} failed {when} and is left out: {line}; the run goes on", file=sys.stderr)
 
 
-def config_of(experiment: Experiment) -> dict[str, str]:
+def config_of(experiment: Experiment) -> dict[str, Any]:
     """The experiment's keys as `a.b`, without paths and machine facts, nor the seed where noise follows from it.
 
     Trackers are made to be shared, and whoever knows the seed can take simulated noise off again.
@@ -128,10 +128,10 @@ def config_of(experiment: Experiment) -> dict[str, str]:
     return dict(_flat(keys, ""))
 
 
-def _flat(found: Any, path: str) -> Sequence[tuple[str, str]]:
+def _flat(found: Any, path: str) -> Sequence[tuple[str, Any]]:
     if isinstance(found, Mapping):
         named = [(name, value) for name, value in found.items() if name not in PATHS]
         return [pair for name, value in named for pair in _flat(value, f"{path}.{name}" if path else str(name))]
     if isinstance(found, list) and any(isinstance(each, Mapping) for each in found):
         return [pair for at, each in enumerate(found) for pair in _flat(each, f"{path}.{at}")]
-    return [(path, "null" if found is None else str(found))]
+    return [(path, str(found) if isinstance(found, list) else found)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from simulations.sinks.base import Notes, Row, Told, numbers, summary
@@ -14,7 +16,10 @@ OFFLINE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SIL
 
 
 class Weights:
-    """Logs with the round as the step; a resumed run adds files of the same id, which are uploaded as one run.
+    """Logs with the round as the step.
+
+    wandb keeps rounds in memory for a while, and loses them where its process is killed. So a resumed run writes all of
+    them again, to files of the same id, and then removes the older ones.
 
     Args:
         settings: for which project.
@@ -24,7 +29,7 @@ class Weights:
         self._settings = settings
 
     def open(self, told: Told, *, resumed: bool) -> None:
-        """Begins an offline run, and logs what it missed."""
+        """Begins an offline run, with all rounds that were committed."""
         os.environ |= OFFLINE  # Before its modules are loaded, and whatever the user's own settings say.
         import wandb
 
@@ -42,13 +47,16 @@ class Weights:
             config={"experiment": told.name, **told.config},
             settings=_quiet(wandb),
         )
-        for row in told.rows()[self._notes.round :]:
+        for row in told.rows():
             self.round(row)
+        written = Path(self._run.dir).parent
+        for older in written.parent.glob(f"offline-run-*-{self._notes.kept['run']}"):
+            if older != written:
+                shutil.rmtree(older)
 
     def round(self, row: Row) -> None:
         """Logs a round's numbers."""
-        self._run.log(numbers(row) | {"round": row["round"]}, step=row["round"])
-        self._notes.keep(round=row["round"])
+        self._run.log(numbers(row) | {"round": row["round"]}, step=row["round"], commit=True)
 
     def close(self, result: Mapping[str, Any] | None) -> None:
         """Adds the result's numbers to the summary, and ends."""
@@ -70,4 +78,5 @@ def _quiet(wandb: Any) -> Any:
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_save_requirements=False,
+        host="local",
     )

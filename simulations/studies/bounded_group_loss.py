@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulations.report.plots import Axis, Curve, plot
+from simulations.report.plots import Curve, plot
+from simulations.report.scales import Axis
 from simulations.studies.bounded_group_loss_cells import (
     FRONTIER,
     QUICK_ROUNDS,

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulations.report.plots import Axis, Curve, plot
+from simulations.report.plots import Curve, plot
+from simulations.report.scales import Axis
 from simulations.studies.findings import Criterion, Figure, Findings, Sheet
 from simulations.studies.registry import Ask, study
 

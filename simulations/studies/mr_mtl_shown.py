@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from simulations.report.plots import Axis, Curve, plot
+from simulations.report.plots import Curve, plot
+from simulations.report.scales import Axis
 from simulations.studies.findings import Criterion, Figure, Sheet, largest, mean, spread, told
 
 Errors = tuple[float, float]

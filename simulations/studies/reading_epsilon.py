@@ -15,7 +15,8 @@ import numpy as np
 from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled
 from privacy.meaning import caught, posterior, wrong_guesses
 from simulations.report.axes import Point
-from simulations.report.plots import Axis, Curve, plot
+from simulations.report.plots import Curve, plot
+from simulations.report.scales import Axis
 from simulations.studies.findings import Figure, Findings, Sheet
 from simulations.studies.registry import Ask, study
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulations.report.plots import Axis, Curve, plot
+from simulations.report.plots import Curve, plot
+from simulations.report.scales import Axis
 from simulations.studies.cells import Cell
 from simulations.studies.findings import Figure, Sheet, mean, spread, told
 

@@ -81,8 +81,8 @@ def unwritten(folder: Path, patch: pytest.MonkeyPatch) -> None:
             raise OSError(5, "Input/output error")
         fsync(descriptor)
 
-    run = ActiveRun(parse(BASE | {"privacy": {"silo": SILO}}), folder / "unwritten")
-    with patch.context() as context, pytest.raises(LedgerError), run as active:
+    private = parse(BASE | {"privacy": {"silo": SILO}})
+    with patch.context() as context, pytest.raises(LedgerError), ActiveRun(private, folder / "unwritten") as active:
         context.setattr(os, "fsync", failing)
         train(active)
 

@@ -86,22 +86,22 @@ def test_watch_follows_a_run_from_before_it_begins_through_a_kill_and_a_resume_t
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("how", ["q", "ctrl-c", "SIGTERM"])
-def test_whoever_leaves_does_not_touch_the_run(tmp_path, how):
+def test_whoever_leaves_does_not_touch_the_run(tmp_path):
     training = start(tmp_path, *SLOW)
-    view = Terminal(tmp_path, "run", "--wait")
-    view.until("running")
-    if how == "SIGTERM":
-        view.process.send_signal(signal.SIGTERM)
-    else:
-        os.write(view.here, b"q" if how == "q" else b"\x03")
-    assert view.left() == (0, True)
-    assert "\x1b[?1049l" in view.text  # The screen that was there before is back.
-    done = (tmp_path / "run" / "rounds.jsonl").stat().st_size
-    end = time.monotonic() + TIMEOUT_S
-    while (tmp_path / "run" / "rounds.jsonl").stat().st_size == done:
-        assert training.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    rounds = tmp_path / "run" / "rounds.jsonl"
+    for leave in ("q", "\x03", signal.SIGTERM):
+        view = Terminal(tmp_path, "run", "--wait")
+        view.until("running")
+        if isinstance(leave, signal.Signals):
+            view.process.send_signal(leave)
+        else:
+            os.write(view.here, leave.encode())
+        assert view.left() == (0, True)
+        assert "\x1b[?1049l" in view.text  # The screen that was there before is back.
+        size, end = rounds.stat().st_size, time.monotonic() + TIMEOUT_S
+        while rounds.stat().st_size == size:
+            assert training.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
     training.send_signal(signal.SIGINT)
     assert training.wait(TIMEOUT_S) == 130

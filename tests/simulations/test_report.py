@@ -7,10 +7,7 @@ import html
 import json
 import math
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.report.markup import VOID
 from simulations.report.page import ReportError, write_report
 from simulations.report.words import meaning, number
 from strategies.schema import ConfigError
+from tests.simulations.pages import read, words
 
 HASH = "15341d27a38be423441ef0fc5fe13af5c3ff4d90be370c8ec5dda0739a3dba3d"
 
@@ -141,44 +138,12 @@ class Case:
 
     def text(self) -> str:
         """What a reader sees, white space made single."""
-        page = re.sub(r"<(style|title|desc).*?</\1>", " ", self.page(), flags=re.S)
-        return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+        return words(self.page())
 
 
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     return Case(tmp_path)
-
-
-class Reader(HTMLParser):
-    """Collects what a page is made of; fails where tags do not nest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.handlers: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def read(page: str) -> Reader:
-    reader = Reader()
-    reader.feed(page)
-    reader.close()
-    assert reader.open == []
-    return reader
 
 
 @pytest.mark.parametrize(
@@ -442,65 +407,6 @@ def test_an_epsilon_of_zero_leaves_a_guesser_with_a_coin() -> None:
 def test_an_epsilon_of_log_99_leaves_a_guesser_wrong_once_in_a_hundred() -> None:
     said = meaning(CLAIMED | {"epsilon_upper": math.log(99), "delta": 0.01})
     assert "wrong at least 0.990% of the time" in said  # (1 - 0.01) / (1 + 99) = 0.0099.
-
-
-# A browser
-
-
-def chromium(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium here")
-    fixed = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-    quiet = ("--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr")
-    command = [program, *fixed, *quiet, *flags, "--dump-dom", page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-
-
-@pytest.mark.integration
-def test_a_browser_opens_it_without_a_complaint(case: Case, tmp_path: Path) -> None:
-    case.save()
-    found = chromium(write_report(case.folder), tmp_path / "profile")
-    assert "CONSOLE" not in found.stderr
-    assert "93.3%" in found.stdout
-    assert found.stdout.count("<figure") == 6
-
-
-@pytest.mark.integration
-def test_a_browser_keeps_it_from_running_a_script(case: Case, tmp_path: Path) -> None:
-    spoilt = tmp_path / "spoilt.html"
-    spoilt.write_text(case.page().replace("</body>", "<script>document.title = 'taken'</script></body>"))
-    found = chromium(spoilt, tmp_path / "profile")
-    assert "CONSOLE" in found.stderr
-    assert "<title>taken" not in found.stdout
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("width", [320, 390, 1200])
-def test_nothing_is_cut_off_at_any_width(case: Case, tmp_path: Path, width: int) -> None:
-    case.experiment["metrics"]["privacy"] = "research"
-    case.result["metrics"]["per_silo"] = {"p10": 0.72, "p50": 0.9, "p90": 1.0}
-    case.rows = [row(number, failures=1, arrived=99, train_loss=1.5, clip_fraction=0.75) for number in range(1, 50)]
-    frame = tmp_path / "frame.html"
-    measure = """
-        const page = document.querySelector('iframe').contentDocument;
-        const texts = [...page.querySelectorAll('svg text, b, td, th, p')].filter(e => !e.closest('.scroll'));
-        const beyond = texts.filter(e => e.getBoundingClientRect().right > page.documentElement.clientWidth
-            || e.getBoundingClientRect().left < 0).map(e => e.textContent);
-        document.body.dataset.sideways = page.documentElement.scrollWidth - page.documentElement.clientWidth;
-        document.body.dataset.texts = texts.length;
-        document.body.dataset.beyond = JSON.stringify(beyond);
-    """
-    inner = html.escape(case.page().replace("<details>", "<details open>"))
-    frame.write_text(
-        f'<!doctype html><body style="margin:0"><iframe srcdoc="{inner}" style="border:0;width:{width}px;height:900px">'
-        f"</iframe><script>addEventListener('load', () => {{{measure}}})</script>"
-    )
-    shown = chromium(frame, tmp_path / "profile", "--window-size=1300,1000").stdout
-    body = dict(re.findall(r'data-(\w+)="([^"]*)"', shown))
-    assert int(body["texts"]) > 100
-    assert json.loads(html.unescape(body["beyond"])) == []
-    assert int(body["sideways"]) == 0
 
 
 def test_moments_that_were_released_are_no_round(case: Case) -> None:

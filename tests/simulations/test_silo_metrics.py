@@ -21,7 +21,7 @@ from privacy.events import Gaussian, Repeated
 from privacy.terms import Neighbours
 from simulations.cli import main
 from simulations.commands.silo_metrics import endpoint, metrics_arguments, place
-from simulations.metrics.names import PREFIX, SILO_METRICS
+from simulations.metrics.names import PREFIX
 from simulations.metrics.silo import SiloExporter
 from strategies.messages import Code
 from strategies.schema import ConfigError
@@ -110,13 +110,6 @@ def test_what_a_log_says_wrongly_is_no_label(tmp_path: Path) -> None:
     assert len(found) < 100
     assert {outcome for name, outcome in found if name == "requests_total"} == {"answered", "other", *get_args(Code)}
     assert found["requests_total", "other"] == 601
-
-
-def test_names_are_those_that_are_written_down() -> None:
-    text = (Path(__file__).parents[2] / "deploy" / "prometheus" / "METRICS.md").read_text()
-    for metric in SILO_METRICS:
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        assert f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.about} |" in text
 
 
 def parsed(*argv: str) -> argparse.Namespace:

@@ -236,15 +236,15 @@ def test_what_goes_to_a_tracker_holds_no_path_and_no_seed_that_noise_follows_fro
     data = {"path": str(path), "target": "y", "silos": 2}
     exact = telling.config_of(experiment(data=data))
     private = telling.config_of(experiment(data=data, privacy={"silo": SILO}))
-    assert exact["seed"] == "0"
+    assert exact["seed"] == 0
     assert "seed" not in private
     for config in (exact, private):
-        assert not any(str(tmp_path) in value for value in config.values())
+        assert not any(str(tmp_path) in str(value) for value in config.values())
         assert not any(name.startswith(("metrics", "engine", "data.path")) for name in config)
         assert config["strategy.name"] == "fedavg"
-        assert config["train.learning_rate"] == "0.1"
+        assert config["train.learning_rate"] == 0.1
     secret = experiment(privacy={"silo": SILO, "noise": "system"})
-    assert telling.config_of(secret)["seed"] == "0"
+    assert telling.config_of(secret)["seed"] == 0
 
 
 def test_sinks_are_no_part_of_the_digest() -> None:

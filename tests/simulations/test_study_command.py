@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from simulations.cli import main
-from simulations.report.plots import Axis, Curve, plot
+from simulations.report.plots import Curve, plot
+from simulations.report.scales import Axis
 from simulations.studies import cells as cells_
 from simulations.studies.cells import Cell, Cells, Stopped, Wanted
 from simulations.studies.findings import Criterion, Figure, Findings, Sheet, mean, spread, told
