@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from client.answers import Answer, answer
 from client.errors import DataError, Refused
 from client.host import SiloHost
@@ -23,6 +25,7 @@ from privacy.chain import Entry, LedgerError
 from privacy.mechanism import Mechanism
 from strategies.base import Evaluation, Instruction
 from strategies.envelope import Columns, Reply, Task, encode, scalar
+from strategies.messages import MOMENTS
 from strategies.wire import Values
 
 PERSONAL = "personal"
@@ -38,6 +41,7 @@ class Opened:
         mechanisms: channel to its mechanism.
         values: type that numbers travel as.
         host: builds what trains, given the folder of the run's personal vectors.
+        moments: the silo's own moments, where features are to be standardised with those of all, and are not yet.
     """
 
     terms: Terms
@@ -45,6 +49,7 @@ class Opened:
     mechanisms: Mapping[str, Mechanism]
     values: Values
     host: Callable[[Path], SiloHost]
+    moments: Callable[[], Tensor] | None = None
 
 
 class Engagement:
@@ -97,22 +102,15 @@ class Engagement:
         Raises:
             Refused: over, against the policy, beyond the budget, or it failed.
         """
-        match self.memory.judge(task.round, task.attempt):
-            case "same":
-                return self.memory.answer
-            case "over":
-                raise Refused("stale", f"round {task.round}, attempt {task.attempt}: is over at this silo")
+        if (before := self._before(task)) is not None:
+            return before
+        self._require_ready()
         if task.round > self.opened.terms.rounds:  # Its price covers as many rounds as the experiment has.
             raise Refused("stale", f"round {task.round}: the run has {self.opened.terms.rounds} rounds")
         if task.record and "train_loss" not in self.policy.metrics:
             raise Refused("policy", "train_loss may not leave this silo; run with metrics.privacy: strict")
         self.settle(task, forget=True)
-        with failing():
-            self.purse.require(task.round, task.attempt)
-            if self.policy.dry_run:
-                raise Refused("dry_run", "the policy would allow this round, but says dry_run: true")
-            # On the disk before the first step: a crash overcounts.
-            self._paid += self.purse.charge(task.round, task.attempt)
+        self._pay(task)
         started = time.monotonic()
         found = self._trained(task)
         seconds = time.monotonic() - started
@@ -125,12 +123,33 @@ class Engagement:
             self.memory.keep(task.round, task.attempt, data)
         return data
 
+    def moments(self, task: Task) -> bytes:
+        """The reply to a task for moments, encoded, in the same order; they are released once, in round 0.
+
+        Raises:
+            Refused: over, against the policy, beyond the budget, or the run asks for none.
+        """
+        if (before := self._before(task)) is not None:
+            return before
+        if self.opened.moments is None:
+            raise Refused("stale", "the run standardises with no moments of the silos, or has released them already")
+        if any(price.before is None for price in self.opened.terms.prices):
+            raise Refused("unsupported", "moments have no price in the units that the run protects")
+        self._pay(task)
+        with training():
+            vector = self.opened.moments()
+        data = encode(self._bare(task, channels={MOMENTS: vector}))
+        with failing():
+            self.memory.keep(task.round, task.attempt, data)
+        return data
+
     def evaluate(self, task: Task) -> Reply:
         """How the silo is served on its held-out rows.
 
         Raises:
             Refused: such numbers may not leave, or it failed.
         """
+        self._require_ready()
         if missing := [name for name in ("loss", "score") if name not in self.policy.metrics]:
             raise Refused("policy", f"{' and '.join(missing)} may not leave this silo")
         if self.policy.dry_run:
@@ -166,6 +185,32 @@ class Engagement:
     def close(self) -> None:
         """Lets the files go."""
         self.purse.close()
+
+    def _before(self, task: Task) -> bytes | None:
+        """What was answered to the same task before.
+
+        Raises:
+            Refused: the task is over.
+        """
+        match self.memory.judge(task.round, task.attempt):
+            case "same":
+                return self.memory.answer
+            case "over":
+                raise Refused("stale", f"round {task.round}, attempt {task.attempt}: is over at this silo")
+            case "new":
+                return None
+
+    def _require_ready(self) -> None:
+        if self.opened.moments is not None:
+            raise Refused("unknown_run", "the silo was not told what features are standardised with; say hello")
+
+    def _pay(self, task: Task) -> None:
+        """Charges a task; on the disk before its work begins, so a crash overcounts."""
+        with failing():
+            self.purse.require(task.round, task.attempt)
+            if self.policy.dry_run:
+                raise Refused("dry_run", "the policy would allow this round, but says dry_run: true")
+            self._paid += self.purse.charge(task.round, task.attempt)
 
     def _trained(self, task: Task) -> Answer:
         with training():

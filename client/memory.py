@@ -28,7 +28,7 @@ class Memory:
         round: that was answered last, 0 for none.
         attempt: at it.
         attempts: round to the last attempt at it that was answered.
-        over: this round and those before it are over, whatever their attempt.
+        over: this round and those before it are over, whatever their attempt; -1 for none.
         answer: the reply that was sent last.
     """
 
@@ -37,7 +37,7 @@ class Memory:
     round: int = 0
     attempt: int = 0
     attempts: dict[int, int] = field(default_factory=dict)
-    over: int = 0
+    over: int = -1
     answer: bytes = b""
 
     @classmethod

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,8 @@ class Office:
             raise Refused("wrong_experiment", "the silo knows this run with another experiment")
         self._runs.move_to_end(task.run)
         match task.kind:
+            case "moments":
+                return run.moments(task)
             case "train":
                 return run.train(task)
             case "evaluate":
@@ -145,6 +148,10 @@ class Office:
         known = self._runs.get(task.run)
         if known is not None and known.digest != task.digest:
             raise Refused("wrong_experiment", "the silo knows this run with another experiment")
+        if known is not None and known.opened.moments is not None and task.vectors:  # Round 0 stands: opened anew.
+            known.settle(replace(task, committed=0))
+            known.close()
+            known = None
         if known is None:
             known = Engagement(
                 task,

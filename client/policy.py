@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from privacy.events import Event
+from privacy.events import Event, Gaussian
 from privacy.local import LOCAL
 from privacy.terms import Neighbours
 from strategies.codec import decode
@@ -80,6 +80,7 @@ class Price:
             charged once, before the first. None where every round that the silo is asked in pays for itself.
         noise_multiplier: of the noise.
         clip_norm: of what is noised; None where it changes while the run goes on.
+        before: of moments to standardise with, which every silo releases once, in round 0; None where a run does not.
     """
 
     unit: str
@@ -88,6 +89,7 @@ class Price:
     whole: Event | None
     noise_multiplier: float
     clip_norm: float | None
+    before: Gaussian | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,9 @@ def _unmet(section: str, allowance: Allowance, price: Price | None) -> list[str]
     least, most = allowance.least_noise, allowance.most_clip_norm
     if least is not None and not price.noise_multiplier >= least:
         lines.append(f"{section}: noise multiplier {price.noise_multiplier:.4g} is below {least:g}; raise {remedy}'s")
+    if least is not None and price.before is not None and not price.before.noise_multiplier >= least:
+        found = f"{price.before.noise_multiplier:.4g} of moments is below {least:g}"
+        lines.append(f"{section}: noise multiplier {found}; raise data.standardize.noise_multiplier")
     if most is not None and price.clip_norm is None:
         lines.append(f"{section}: a clip norm that adapts has no limit, here it is {most:g}; give a number")
     elif most is not None and price.clip_norm is not None and not price.clip_norm <= most:

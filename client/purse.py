@@ -119,7 +119,7 @@ class Purse:
     def _possible(self) -> Iterator[Due]:
         """All that a line of this run can have reserved, for one that a crash tore."""
         for price in self.prices:
-            for event in (price.event, price.whole):
+            for event in (price.event, price.whole, price.before):
                 if event is not None:
                     yield price.unit, price.neighbours, event
         for unit in UNITS:
@@ -138,14 +138,15 @@ def _next(price: Price, round_: int, attempt: int, lines: Sequence[Entry]) -> li
     Where a silo pays for rounds that it is not asked in, it pays for the attempts that it was not asked in, too: their
     number tells of them. Whatever is asked again is paid again, as its batches or its noise are others.
     """
+    one = price.event if round_ or price.before is None else price.before
     if price.whole is None:
-        return [price.event]
+        return [one]
     here = [entry.event for entry in lines if entry.round == round_]
     if here:
         known = 1 + sum(event.times for event in here if isinstance(event, Repeated))
-        return [Repeated(price.event, max(attempt - known, 1))]
+        return [Repeated(one, max(attempt - known, 1))]
     first = PAID if lines else price.whole
-    return [first] if attempt == 1 else [first, Repeated(price.event, attempt - 1)]
+    return [first] if attempt == 1 else [first, Repeated(one, attempt - 1)]
 
 
 def _unprotected(unit: str) -> Due:

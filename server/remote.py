@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from privacy.chain import Head
 from privacy.contributions import Contributions, Failure, Partial
 from privacy.mechanism import Mechanism
@@ -24,6 +26,7 @@ from server.store import StoreError
 from strategies.base import Evaluation, Instruction, Split, Strategy
 from strategies.envelope import Expected, Reply, Schema, Task, encode
 from strategies.layout import Layout
+from strategies.messages import MOMENTS
 from strategies.traffic import message
 from strategies.wire import Values
 
@@ -106,6 +109,7 @@ class RemoteLink:
         self._used: set[int] = set()
         self._heads: dict[int, Head] = {}
         self._met, self._silent = False, 0
+        self._constants: Mapping[str, Tensor] = {}
 
     def ask(
         self, requests: Sequence[Request], mechanisms: Mapping[str, Mechanism], *, record: bool
@@ -129,6 +133,18 @@ class RemoteLink:
 
     def _carried(self) -> float:
         return 0.0 if self.metered is None else self.metered.seconds
+
+    def everybody(self, expected: Expected) -> Exchange:
+        """Asks all silos for their moments, in round 0, which comes once: an attempt at it like at any round."""
+        self._meet()
+        task = self._bare("moments", attempt=self.book.begin(0))
+        return self._exchange(dict.fromkeys(range(self.population), (task, expected)))
+
+    def tell(self, constants: Tensor) -> None:
+        """Says from now on, with every hello, what features are standardised with; who was greeted before is again."""
+        self._constants, self._met = {MOMENTS: constants}, False
+        for silo in list(self.roll.node_of):
+            self.roll.rejoin(silo)
 
     def evaluate(
         self, instruction: Instruction, silos: Sequence[int], *, split: Split = "test", fresh: bool = False
@@ -257,7 +273,8 @@ class RemoteLink:
         return replace(task, committed=self.book.page.used.get(silo, 0))
 
     def _hello(self) -> bytes:
-        return encode(replace(self._bare(), kind="hello", experiment=self.terms.experiment, schema=self.terms.schema))
+        told = {"experiment": self.terms.experiment, "schema": self.terms.schema, "vectors": self._constants}
+        return encode(replace(self._bare(), kind="hello", **told))  # type: ignore[arg-type]
 
     def _problem(self, reply: Reply) -> str | None:
         if (reply.run, reply.digest) != (self.book.run, self.terms.digest):

@@ -33,6 +33,7 @@ from simulations.attacks.poison import Poisoner
 from simulations.attacks.roles import Roles
 from simulations.data.federation import Federation
 from simulations.data.shifts import Changing, shifted
+from simulations.deploying import moments
 from simulations.engines import setup
 from simulations.engines.accounts import AccountedLink
 from simulations.engines.local import LocalLink
@@ -143,6 +144,7 @@ class ActiveRun:
             if resume:  # Before anything is computed on other rows, or with other settings, under the same noise.
                 self.store.cut(self._unchanged())
             self._settle()
+            self._remote = self._connect(self) if self._connect is not None else None
             self.released = self._standardize()
             """What features were standardised with, where the silos released it."""
             self.roles = self._roles()
@@ -229,7 +231,9 @@ class ActiveRun:
             folder=self.folder,
             unit=loop.UNIT,
             neighbours=self.plan.neighbours,
+            gather=moments.gather(self._remote),
         )
+        moments.tell(self._remote, constants)
         return constants
 
     def _silo_ledger(self, opened: ExitStack) -> Ledger | None:
@@ -247,8 +251,8 @@ class ActiveRun:
         experiment, example, personal = self.experiment, self.plan.example, self.store.personal
         noise = None if example is None else example.noise
         link: Link
-        if self._connect is not None:
-            link = self._connect(self)
+        if self._remote is not None:
+            link = self._remote
             self._wire = link.metered if isinstance(link, RemoteLink) else None
         elif experiment.engine.kind == "pool":
             workers = experiment.engine.workers or os.cpu_count() or 1

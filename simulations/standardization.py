@@ -8,6 +8,7 @@ clip, sum, noise, divide by the constant population.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,17 +16,19 @@ import torch
 from torch import Tensor
 
 from client.examples import Examples, Shards
-from privacy.contributions import Contributions
+from privacy.contributions import Contributions, Partial
 from privacy.durable import atomic_write
 from privacy.events import Event, Gaussian
 from privacy.ledger import Ledger
-from privacy.mechanism import GaussianSum
+from privacy.mechanism import GaussianSum, Mechanism
 from privacy.noise import NoiseSource
 from privacy.release import Collector
 from server.store import StoreError
 from simulations.data.federation import Federation
+from strategies.messages import MOMENTS
 from strategies.standardize import Constants, Private, spread
 
+Gather = Callable[[Mapping[str, Mechanism], Mapping[str, int]], Partial]
 ROUND = 0
 SAVED = "moments.json"
 LEAST_STD = 1e-2  # Of the scaled features: a smaller released spread is noise, and dividing by it would blow it up.
@@ -45,11 +48,13 @@ def standardized(
     folder: Path,
     unit: str,
     neighbours: str,
+    gather: Gather | None = None,
 ) -> tuple[Federation, Constants]:
     """The federation with standardised features, and the constants it was standardised with.
 
     The reserve stands in the ledger before the moments are released. A resumed run draws the same noise from the same
-    seed, or reads what was released with noise that is secret: it releases nothing new and is charged once.
+    seed, or reads what was released with noise that is secret: it releases nothing new and is charged once. From silos
+    elsewhere it always reads; where nothing was released before a stop, they are asked, and charged, again.
 
     Args:
         federation: features within the public bounds.
@@ -59,30 +64,36 @@ def standardized(
         folder: the run's; it keeps what was released with secret noise.
         unit: whose privacy is charged.
         neighbours: the relation that epsilon is for.
+        gather: sums what silos on machines of their own send; None: their rows are here.
 
     Raises:
         StoreError: the moments were charged, but what was released cannot be had again.
     """
-    kept = folder / SAVED if noise.secret else None
-    if any(e.unit == unit and e.round == ROUND and not e.torn for e in ledger.counted()):
+    kept = folder / SAVED if noise.secret or gather is not None else None
+    charged = any(e.unit == unit and e.round == ROUND and not e.torn for e in ledger.counted())
+    if charged and (gather is None or (kept is not None and kept.exists())):
         constants = moments(federation.train, standardize, noise=noise) if kept is None else _read(kept)
     else:
         ledger.reserve(ROUND, cost(standardize), unit=unit, neighbours=neighbours)
-        constants = moments(federation.train, standardize, noise=noise)
+        constants = moments(federation.train, standardize, noise=noise, gather=gather)
         if kept is not None:
             atomic_write(kept, json.dumps(asdict(constants)).encode())
     for entry in ledger.open_reserves():
         if entry.round == ROUND:
             ledger.commit(entry)
+    return applied(federation, constants), constants
+
+
+def applied(federation: Federation, constants: Constants) -> Federation:
+    """The federation with its features standardised."""
     public = federation.public_test
-    scaled = replace(
+    return replace(
         federation,
         train=Shards(_rows(federation.train.rows, constants), federation.train.offsets),
         validation=_scaled(federation.validation, constants),
         test=_scaled(federation.test, constants),
         public_test=None if public is None else _rows(public, constants),
     )
-    return scaled, constants
 
 
 def _read(kept: Path) -> Constants:
@@ -98,22 +109,16 @@ def _read(kept: Path) -> Constants:
         ) from error
 
 
-def moments(shards: Shards, standardize: Private, *, noise: NoiseSource) -> Constants:
+def moments(shards: Shards, standardize: Private, *, noise: NoiseSource, gather: Gather | None = None) -> Constants:
     """Mean and standard deviation of every feature (images: channel) over silos, with noise."""
     features = shards.rows.features
-    low = spread("low", standardize.low, features).double()
-    width = spread("high", standardize.high, features).double() - low
-    dims = [0, *range(2, features.dim())]
-    vectors = torch.stack(
-        [_vector((shards.silo(silo).features.double() - low) / width, dims) for silo in range(len(shards))]
-    )
-    size = vectors.shape[1]
-    mechanism = {"moments": GaussianSum((size**0.5) / 2, standardize.noise_multiplier)}
-    sums = Contributions(mechanism, {"moments": size})
-    sums.add({"moments": vectors}, 1.0, range(len(shards)))
-    collector = Collector(mechanism, {"moments": size}, expected=len(shards), population=len(shards))
-    collector.add(sums.partial(0))
-    released = collector.release(noise, stream=("noise",)).mean("moments").double()
+    low, width = _bounds(standardize, features)
+    sizes = {MOMENTS: 2 * features.shape[1]}
+    mechanisms = {MOMENTS: GaussianSum((sizes[MOMENTS] ** 0.5) / 2, standardize.noise_multiplier)}
+    partial = _summed(shards, standardize, mechanisms, sizes) if gather is None else gather(mechanisms, sizes)
+    collector = Collector(mechanisms, sizes, expected=len(shards), population=len(shards))
+    collector.add(partial)
+    released = collector.release(noise, stream=("noise",)).mean(MOMENTS).double()
     mean, square = (released + 0.5).chunk(2)
     std = (square - mean.square()).clamp(min=LEAST_STD**2).sqrt()
     shape = [1, -1, *[1] * (features.dim() - 2)]
@@ -121,9 +126,26 @@ def moments(shards: Shards, standardize: Private, *, noise: NoiseSource) -> Cons
     return Constants(mean=tuple(unscaled[0].tolist()), std=tuple(unscaled[1].tolist()))
 
 
-def _vector(scaled: Tensor, dims: list[int]) -> Tensor:
-    """A silo's contribution, every entry in [-1/2, 1/2]."""
-    return torch.cat([scaled.mean(dims), scaled.square().mean(dims)]) - 0.5
+def contribution(features: Tensor, standardize: Private) -> Tensor:
+    """A silo's own moments, `(2 features,)`, every entry in [-1/2, 1/2]; float32, as they travel."""
+    low, width = _bounds(standardize, features)
+    scaled, dims = (features.double() - low) / width, [0, *range(2, features.dim())]
+    return (torch.cat([scaled.mean(dims), scaled.square().mean(dims)]) - 0.5).float()
+
+
+def _bounds(standardize: Private, features: Tensor) -> tuple[Tensor, Tensor]:
+    low = spread("low", standardize.low, features).double()
+    return low, spread("high", standardize.high, features).double() - low
+
+
+def _summed(
+    shards: Shards, standardize: Private, mechanisms: Mapping[str, Mechanism], sizes: Mapping[str, int]
+) -> Partial:
+    """The clipped sum over the silos whose rows are here."""
+    sums = Contributions(mechanisms, sizes)
+    vectors = [contribution(shards.silo(silo).features, standardize) for silo in range(len(shards))]
+    sums.add({MOMENTS: torch.stack(vectors)}, 1.0, range(len(shards)))
+    return sums.partial(0)
 
 
 def _scaled(shards: Shards | None, constants: Constants) -> Shards | None:

@@ -39,6 +39,7 @@ Code = Literal[
     "silo_unreachable",  # The relay found nobody at the silo's socket.
 ]
 MOST_LOSSES, MOST_REASON = 64, 500
+MOMENTS = "moments"  # The vector and the channel of a private standardisation.
 HUGE = 2**53  # Whole numbers that every reader of JSON reads alike.
 
 
@@ -70,7 +71,8 @@ class Task:
     """What a silo is asked.
 
     Attributes:
-        kind: `hello` introduces a run; `train` and `evaluate` carry an instruction; `close` ends a run.
+        kind: `hello` introduces a run; `moments` asks for what features are standardised with, once, in round 0;
+            `train` and `evaluate` carry an instruction; `close` ends a run.
         run: id of the run, random and hexadecimal, the same when it is resumed.
         digest: of the experiment, see `strategies.experiment.digest`.
         round: of the instruction.
@@ -83,11 +85,11 @@ class Task:
         deadline_s: seconds after which nobody waits for the reply.
         experiment: hello: the experiment as YAML.
         schema: hello: what rows must look like.
-        vectors: of the instruction.
+        vectors: of the instruction; of a hello: the constants that were released to standardise with, if they were.
         kept: how many numbers of a vector travel, where not all do.
     """
 
-    kind: Literal["hello", "train", "evaluate", "close"] = key(help="what is asked")
+    kind: Literal["hello", "moments", "train", "evaluate", "close"] = key(help="what is asked")
     run: str = key(help="id of the run")
     digest: str = key(help="of the experiment")
     round: int = key(0, at_least=0, at_most=HUGE, help="of the instruction")
@@ -108,8 +110,10 @@ class Task:
         hello = self.kind == "hello"
         if hello != (self.experiment is not None) or hello != (self.schema is not None):
             raise EnvelopeError("envelope: experiment and schema belong to a hello, and to nothing else")
-        if self.vectors and self.kind not in ("train", "evaluate"):
+        if self.vectors and self.kind not in ("train", "evaluate") and not (hello and set(self.vectors) == {MOMENTS}):
             raise EnvelopeError(f"envelope: a {self.kind} carries no vectors")
+        if self.kind == "moments" and self.round != 0:
+            raise EnvelopeError("envelope: moments are released in round 0")
         if self.kind == "train" and not self.round >= 1:
             raise EnvelopeError("envelope: rounds to train in are counted from 1")
 

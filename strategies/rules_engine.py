@@ -34,8 +34,6 @@ def apart_rules(engine: Engine, data: Data, privacy: Privacy, attacks: Sequence[
     """What needs all silos in one place."""
     if engine.kind != "flower":
         return
-    if data.standardize.name == "private":
-        yield "data.standardize: private releases moments from one place only; use constants with engine.kind: flower"
     if data.name == "dataset":
         yield "data.name: dataset is rows of one process; with engine.kind: flower give a file or a named data set"
     if data.path is not None and data.silos is None:

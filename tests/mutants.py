@@ -44,6 +44,43 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "moments apart: a silo sends them free",
+        "client/engagement.py",
+        "self._pay(task)\n        with training():\n            vector = self.opened.moments()",
+        "with training():\n            vector = self.opened.moments()",
+    ),
+    Mutant(
+        "moments apart: charged as if they were a round",
+        "client/purse.py",
+        "one = price.event if round_ or price.before is None else price.before",
+        "one = price.event",
+    ),
+    Mutant(
+        "moments apart: a silo trains on rows as they are",
+        "client/engagement.py",
+        'if self.opened.moments is not None:\n            raise Refused("unknown_run"',
+        'if False:\n            raise Refused("unknown_run"',
+    ),
+    Mutant("moments apart: released without a silo", "server/moments.py", "if missing:", "if False:"),
+    Mutant(
+        "moments apart: asked again by a run that goes on",
+        "simulations/standardization.py",
+        "if charged and (gather is None or (kept is not None and kept.exists())):",
+        "if charged and gather is None:",
+    ),
+    Mutant(
+        "moments apart: less noise than the policy asks for",
+        "client/policy.py",
+        "if least is not None and price.before is not None and not price.before.noise_multiplier >= least:",
+        "if False:",
+    ),
+    Mutant(
+        "moments apart: constants of any form",
+        "simulations/deploying/moments.py",
+        "return bool(told.isfinite().all() & (told[1] > 0).all())",
+        "return True",
+    ),
+    Mutant(
         "meaning: guesses without delta",
         "privacy/meaning.py",
         "return (1 - delta) / (1 + math.exp(min(epsilon, _MOST)))",
@@ -651,8 +688,8 @@ MUTANTS = (
     Mutant(
         "moments paid by any charge",
         "simulations/standardization.py",
-        "if any(e.unit == unit and e.round == ROUND and not e.torn for e in ledger.counted()):",
-        "if ledger.counted():",
+        "any(e.unit == unit and e.round == ROUND and not e.torn for e in ledger.counted())",
+        "bool(ledger.counted())",
     ),
     Mutant(
         "ledger of another run accepted before the first checkpoint",
@@ -3162,7 +3199,7 @@ MUTANTS = (
     Mutant(
         "office: attempts unseen are free",
         "client/purse.py",
-        "return [first] if attempt == 1 else [first, Repeated(price.event, attempt - 1)]",
+        "return [first] if attempt == 1 else [first, Repeated(one, attempt - 1)]",
         "return [first]",
     ),
     Mutant(

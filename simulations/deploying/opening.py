@@ -5,10 +5,12 @@ Nothing that a server says is taken for true here but the experiment's own text,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from client.engagement import Opened
 from client.errors import DataError, Refused
@@ -23,6 +25,7 @@ from server.sampler import CyclicCohort
 from simulations.data import own
 from simulations.data.federation import Federation
 from simulations.deploying.connecting import schema as schema_of
+from simulations.deploying.moments import standardised
 from simulations.engines import setup
 from simulations.planning import Plan
 from simulations.preparing import Prepared, prepare
@@ -67,6 +70,7 @@ class Opener:
             line = "the silo's rows cannot be read as the experiment asks; its audit log says why"
             raise Refused("data", line, private=str(error)) from error
         require_schema(federation, schema)
+        federation, moments = standardised(federation, experiment, hello, self.number)
         try:
             prepared = prepare(experiment, federation=federation)
         except (ConfigError, Unpriceable) as error:
@@ -74,7 +78,7 @@ class Opener:
         except ValueError as error:
             line = "the experiment does not fit the silo's rows or machine; its audit log says why"
             raise Refused("unsupported", line, private=str(error)) from error
-        return opened(experiment, prepared, self.number, dataset=dataset, device=self.device)
+        return opened(experiment, prepared, self.number, dataset=dataset, device=self.device, moments=moments)
 
     def _rows(self, experiment: Experiment, schema: Schema) -> tuple[Federation, str]:
         data = experiment.data
@@ -92,9 +96,15 @@ class Opener:
 
 
 def opened(
-    experiment: Experiment, prepared: Prepared, number: int, *, dataset: str, device: Literal["auto", "cpu", "cuda"]
+    experiment: Experiment,
+    prepared: Prepared,
+    number: int,
+    *,
+    dataset: str,
+    device: Literal["auto", "cpu", "cuda"],
+    moments: Callable[[], Tensor] | None,
 ) -> Opened:
-    """What a run would do at a silo, whose rows a prepared experiment has."""
+    """What a run would do at a silo, whose rows a prepared experiment has, standardised unless `moments` are due."""
     own_engine = replace(experiment, engine=Engine(stacked=experiment.engine.stacked, device=device))
     return Opened(
         terms=terms_of(experiment, prepared, number),
@@ -102,6 +112,7 @@ def opened(
         mechanisms=prepared.plan.mechanisms,
         values=experiment.wire.values,
         host=lambda folder: _host(own_engine, prepared, folder),
+        moments=moments,
     )
 
 
@@ -126,8 +137,6 @@ def impossible(experiment: Experiment) -> Iterator[str]:
     """What is not done across machines, a line each."""
     if experiment.attacks:
         yield "attacks: simulated attacks are not run on real silos; remove them"
-    if experiment.data.standardize.name == "private":
-        yield "data.standardize: private moments are not released across machines; use constants or own"
     if experiment.privacy.audit.examples.canaries:
         yield "privacy.audit.examples: canary examples are not planted in real silos; use canaries: 0"
     for name in _paths(experiment.task, "task"):
@@ -176,6 +185,7 @@ def _prices(plan: Plan, number: int) -> Iterator[Price]:
             whole=None if by_round else plan.after(plan.rounds),
             noise_multiplier=plan.noise_multiplier,
             clip_norm=None if adapts else max(clips),
+            before=_before(plan),
         )
     if (local := plan.local) is not None:
         clip = max(each.clip_norm for each in local.mechanisms.values())
@@ -184,6 +194,13 @@ def _prices(plan: Plan, number: int) -> Iterator[Price]:
         steps = example.silos[number]
         event = example.events[number]
         yield Price(EXAMPLE, "add_remove", event, None, steps.noise_multiplier, steps.clip_norm)
+
+
+def _before(plan: Plan) -> Gaussian | None:
+    """What the silo releases before the first round."""
+    [event] = plan.before or (None,)
+    assert event is None or isinstance(event, Gaussian)
+    return event
 
 
 def _host(experiment: Experiment, prepared: Prepared, folder: Path) -> SiloHost:

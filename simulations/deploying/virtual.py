@@ -11,7 +11,7 @@ import fcntl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from client.office import Office
 from client.policy import METRICS, Policy
 from privacy.durable import atomic_write
 from simulations.data.federation import Federation, build
+from simulations.deploying.moments import standardised
 from simulations.deploying.opening import opened, read
 from simulations.preparing import Prepared, prepare
 from strategies.envelope import EnvelopeError, Task, peek
@@ -136,7 +137,9 @@ class Simulated:
             require_number(self.silos, len(prepared.federation.train))
         except ValueError as error:  # Nothing here is anybody's secret.
             raise Refused("unsupported", error) from error
-        return opened(experiment, prepared, self.number, dataset=prepared.federation.fingerprint, device="auto")
+        mine, moments = standardised(prepared.federation, experiment, hello, self.number)
+        there, dataset = replace(prepared, federation=mine), mine.fingerprint
+        return opened(experiment, there, self.number, dataset=dataset, device="auto", moments=moments)
 
 
 @lru_cache(maxsize=MOST)

@@ -77,7 +77,7 @@ def guesses() -> Figure:
         Curve("one Gaussian release", [(each, 100 * normal(0.5 / noise_at(each))) for each in grid]),
         Curve("a coin", [(0.0, 50.0), (10.0, 50.0)]),
     ]
-    told = "did the silo take part? both answers equally likely; δ = 10⁻⁵"
+    told = "did a silo take part, or not? at δ = 10⁻⁵"
     y = Axis("right guesses, %", low=40, high=100)
     return _figure("guesses", "How often the best attacker guesses right", told, curves, Axis("ε", low=0, high=10), y)
 
@@ -111,7 +111,7 @@ def accusations() -> Figure:
         *(Curve(f"one release, ε = {each:g}", _released(each, grid)) for each in (1.0, 4.0)),
         Curve("accusing at random", [(100 * x, 100 * x) for x in grid]),
     ]
-    told = "the best attacker, by what share of others is accused wrongly"
+    told = "the best attacker, by others accused wrongly"
     marks = [(value, f"{value:g}") for value in (0.01, 0.1, 1, 10, 100)]
     x, y = Axis("others accused wrongly, %", log=True, marks=marks), Axis("members found, %", low=0, high=100)
     return _figure("accusations", "Members found against others accused", told, curves, x, y)
@@ -131,7 +131,7 @@ def deltas() -> Figure:
         Curve(label, [(delta, price(event, delta)) for delta in reversed(DELTAS)], dots=True)
         for label, event in (("the quickstart", plan()), ("the same with noise 4", plan(noise=4.0)))
     ]
-    told = "400 silos, 60 rounds; nothing about the run changes along a line"
+    told = "400 silos, 60 rounds; one run all along a line"
     marks = [(delta, f"10{str(round(math.log10(delta))).translate(_RAISED)}") for delta in DELTAS]
     x, y = Axis("δ", log=True, marks=marks), Axis("ε", low=0, high=8)
     return _figure("deltas", "One run has many epsilons, one for each δ", told, curves, x, y)
@@ -160,7 +160,7 @@ def rounds() -> Figure:
     curves = [
         Curve(label, [(float(n), price(plan(n, rate), QUICKSTART_DELTA)) for n in counts])
         for label, rate in (
-            ("all, or cohorts are known", 1.0),
+            ("all, or known cohorts", 1.0),
             ("a secret quarter", 0.25),
             ("a secret tenth", 0.1),
             ("a secret hundredth", 0.01),
@@ -176,9 +176,9 @@ def parts() -> list[tuple[str, Event]]:
     return [
         ("moments, once", Gaussian(5.0)),
         ("a run of 60 rounds", plan()),
-        ("a broken-off round again", plan(1)),
+        ("a round done again", plan(1)),
         ("a second such run", plan()),
-        ("20 rounds, half the noise", plan(20, noise=1.0)),
+        ("20 of half the noise", plan(20, noise=1.0)),
     ]
 
 
@@ -194,7 +194,7 @@ def spending() -> Figure:
         points = [(float(lines + n), price(Composed((*before, Repeated(one, n))), QUICKSTART_DELTA)) for n in steps]
         curves.append(Curve(name, [last, *points], dots=many == 1))
         before, lines, last = (*before, event), lines + many, points[-1]
-    told = "the same silos, planned beforehand; δ = 10⁻⁴, rate ¼, noise 2"
+    told = "the same silos; δ = 10⁻⁴, rate ¼, noise 2"
     x, y = Axis("lines of the ledger", low=0, high=150), Axis("ε so far", low=0, high=12)
     return _figure("spending", "What spends a budget", told, curves, x, y)
 
@@ -217,8 +217,8 @@ def audits() -> Figure:
         label = f"{canaries} canaries"
         curves.append(Curve(label, points, dots=True, line=False, bars=[(low, high) for low, high in bars]))
     halved = [(each, reading(noise_at(each) / 2, 1000)) for each in AUDITED]
-    curves.append(Curve("1000, half the noise missing", halved, dots=True))
-    told = "mean reading and 95% interval of one Gaussian release, δ = 10⁻⁵"
+    curves.append(Curve("1000, half the noise", halved, dots=True))
+    told = "one Gaussian release, 95% intervals, δ = 10⁻⁵"
     x, y = Axis("ε claimed", low=0, high=9), Axis("ε measured", low=0, high=20)
     return _figure("audits", "Claimed, and what canaries measure", told, curves, x, y)
 

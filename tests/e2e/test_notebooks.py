@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from itertools import chain
 from typing import Any
 
@@ -37,6 +38,12 @@ def pictures(cell: Any) -> list[str]:
     return [text(out["data"][PICTURE]) for out in cell["outputs"] if PICTURE in out.get("data", {})]
 
 
+def processor_s() -> float:
+    """Processor time of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def curves(svg: str) -> list[int]:
     """How many different points each curve of a picture has; bars are of their own."""
     paths = re.findall(r'class="curve[^"]*"[^>]* d="M([^"]+)"', svg)
@@ -62,7 +69,10 @@ def test_outputs_are_kept_for_who_only_reads(name: str) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_and_shows_what_is_kept(name: str) -> None:
+    started = processor_s()
     today, before = execute(name), kept(name)
+    # Less than a minute on a machine that has nothing else to do, half of it in fact; a busy one takes longer.
+    assert processor_s() - started < 60
     assert len(cells(today)) == len(cells(before))
     for now, then in zip(cells(today), cells(before)):
         assert said(now) == said(then)

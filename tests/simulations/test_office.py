@@ -401,17 +401,6 @@ def test_personal_vectors_stand_only_when_the_server_used_the_update(make: Make,
     [
         ({"attacks": [{"name": "sign_flip", "fraction": 0.25}]}, "attacks"),
         (
-            {
-                "data": {
-                    "name": "digits",
-                    "silos": 4,
-                    "standardize": {"name": "private", "low": [0.0], "high": [1.0], "noise_multiplier": 5.0},
-                },
-                "privacy": PRIVATE,
-            },
-            "data.standardize",
-        ),
-        (
             {"task": {"name": "lora", "base": "logistic", "weights": "/etc/shadow"}},
             "task.weights: a path means nothing",
         ),

@@ -19,7 +19,6 @@ PATCH = {"name": "pixel_patch", "fraction": 0.2, "target": 1}
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"data": DATA | {"standardize": PRIVATE}, "privacy": {"silo": SILO}}, "data.standardize: private releases"),
         ({"data": {"name": "dataset", "silos": 4}}, "data.name: dataset is rows of one process"),
         ({"data": {"path": "a.csv", "target": "y", "silo": "s"}}, "data.silos: missing; with engine.kind: flower"),
         ({"data": DATA | {"shift": {"round": 2, "rotate": 12}}}, "data.shift: is simulated"),
@@ -40,3 +39,4 @@ def test_what_can_is_taken() -> None:
     parse(BASE)
     parse(BASE | {"engine": {"kind": "flower", "quorum": 0.5, "deadline_s": 5.0}})
     parse(BASE | {"privacy": {"silo": SILO}})
+    parse(BASE | {"data": DATA | {"standardize": PRIVATE}, "privacy": {"silo": SILO}})

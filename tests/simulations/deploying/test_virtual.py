@@ -30,6 +30,7 @@ SILOS = 4
 SMALL = f"data.silos={SILOS}\ncohort.rate=1\nrounds=3\nengine.deadline_s=20"
 BARE = f"{SMALL}\nprivacy.audit.canaries=0\nprivacy.silo=null"
 SEEDED = f"{SMALL}\nprivacy.audit.canaries=8\nprivacy.noise=simulated"
+STANDARDISED = f"{SEEDED}\ndata.standardize={{name: private, low: [0], high: [1], noise_multiplier: 1.0}}"
 PERSONAL = f"{BARE}\nstrategy=mr_mtl\ndata.test=0.2\nmetrics.privacy=research"
 
 
@@ -75,7 +76,9 @@ def difference(one: Path, other: Path) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first.keys() | second.keys())
 
 
-@pytest.mark.parametrize("overrides", [BARE, SEEDED, PERSONAL], ids=["bare", "noised", "personal"])
+@pytest.mark.parametrize(
+    "overrides", [BARE, SEEDED, STANDARDISED, PERSONAL], ids=["bare", "noised", "standardised", "personal"]
+)
 def test_simulated_silos_make_the_model_of_one_process(tmp_path: Path, overrides: str) -> None:
     serve(Simulation(SILOS), {"config": "quickstart", "set": overrides, "out": str(tmp_path / "run")})
     local = run("quickstart", out=tmp_path / "local", overrides=overrides.splitlines())
@@ -85,7 +88,10 @@ def test_simulated_silos_make_the_model_of_one_process(tmp_path: Path, overrides
     for number in range(SILOS):
         [ledger] = (tmp_path / "run" / virtual.SILOS / str(number) / "ledgers").glob("*.jsonl")
         spent = load_ledger(ledger).chain.spent("silo")
-        assert spent == [Gaussian(2.0)] * 3 if overrides is SEEDED else len(spent) == 1  # Once: it protects nothing.
+        if overrides in (SEEDED, STANDARDISED):
+            assert spent == [Gaussian(1.0)] * (overrides is STANDARDISED) + [Gaussian(2.0)] * 3
+        else:
+            assert len(spent) == 1  # Once: it protects nothing.
 
 
 def test_a_run_goes_on_with_other_nodes(tmp_path: Path) -> None:
