@@ -3009,6 +3009,48 @@ MUTANTS = (
         "if self._silent >= SILENT:",
         "if False:",
     ),
+    Mutant(
+        "runs of other data are paired in comparing",
+        "simulations/comparing.py",
+        "    if data:\n",
+        "    if not data and data:\n",
+    ),
+    Mutant(
+        "a seed that is there twice is paired in comparing",
+        "simulations/comparing.py",
+        "        if again:\n",
+        "        if again and not again:\n",
+    ),
+    Mutant(
+        "a paired interval that is too short, in comparing",
+        "simulations/comparing.py",
+        "t.ppf((1 + CONFIDENCE) / 2, count - 1)",
+        "t.ppf(CONFIDENCE, count - 1)",
+    ),
+    Mutant(
+        "a comparison claims the least epsilon of its runs",
+        "simulations/report/comparison.py",
+        "number(max(known) if",
+        "number(min(known) if",
+    ),
+    Mutant(
+        "a comparison draws claims of different deltas on one axis",
+        "simulations/report/comparison_figures.py",
+        """(claim["delta"], claim.get("neighbours")) for claim in claims}) > 1:""",
+        """claim["method"] for claim in claims}) > 9:""",
+    ),
+    Mutant(
+        "a report shows silos of a strict run",
+        "simulations/report/silos.py",
+        "    if not run.private_shown:\n",
+        "    if not run.rows:\n",
+    ),
+    Mutant(
+        "reproducing leaves out changes of a nested key",
+        "simulations/reproducing.py",
+        """            yield from _changes(was, value, f"{key}.")""",
+        """            yield from ()""",
+    ),
 )
 
 
