@@ -3034,13 +3034,13 @@ MUTANTS = (
         "number(min(known) if",
     ),
     Mutant(
-        "a comparison draws claims of different deltas on one axis",
+        "a comparison draws different deltas on one axis",
         "simulations/report/comparison_figures.py",
         """(claim["delta"], claim.get("neighbours")) for claim in claims}) > 1:""",
         """claim["method"] for claim in claims}) > 9:""",
     ),
     Mutant(
-        "a report shows silos of a strict run",
+        "a report holds nothing back",
         "simulations/report/silos.py",
         "    if not run.private_shown:\n",
         "    if not run.rows:\n",
