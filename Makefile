@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CARRIERS := mnist5k fashion_mnist shakespeare adult schools minilm healthtweets
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo deploy-demo test integration faults soak mutants bench figures proto fmt clean
+.PHONY: help .venv demo deploy-demo test integration faults soak mutants bench figures notebooks proto fmt clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ deploy-demo: $(STAMP)  ## a server and three silos on this machine, over TLS, in
 	$(BIN)/python -m simulations.deploying.demo
 
 # One thread for each of the parallel workers: more would only take turns on the same cores.
-test integration faults soak mutants: export OMP_NUM_THREADS := 1
+test integration faults soak mutants notebooks: export OMP_NUM_THREADS := 1
 
 test: $(STAMP)  ## format, lint, types, import arrows, then all tests that start no servers
 	$(BIN)/ruff format --quiet --check .
@@ -53,7 +53,7 @@ integration: $(STAMP)  ## tests with real processes, a browser and fetched data;
 faults: $(STAMP)  ## tests of tests/faults/README.md: kills, full disks, hostile bytes, and all else that goes wrong
 	$(BIN)/python -m pytest -m fault $(ARGS)
 
-soak: $(STAMP)  ## 200 rounds of a server and seven silos that are killed at random, against a run in peace
+soak: $(STAMP)  ## a server and seven silos, killed at random until a budget of 200 rounds is spent, against a run in peace
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 mutants: $(STAMP)  ## break the source on purpose, line by line, and see that tests notice
@@ -68,6 +68,9 @@ figures: $(STAMP)  ## run the studies whose pictures the README shows, and put t
 		$(BIN)/confide study $$name --workers $(JOBS) --out runs/figures-$$name || test $$? -eq 1 || exit 1; \
 		cp runs/figures-$$name/*.svg simulations/studies/figures/ || exit 1; \
 	done
+
+notebooks: $(STAMP)  ## run the notebooks of simulations/notebooks and keep their outputs
+	$(BIN)/python -m simulations.notebooks.execute $(ARGS)
 
 proto: $(STAMP)  ## compile the interface of the silo's daemon
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. client/proto/silo.proto

@@ -7,11 +7,13 @@ same words: then the silo can forget what it staged, as in every engine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from client.host import SiloHost
+from privacy.adaptive import AdaptiveSum
 from privacy.contributions import Contributions
 from privacy.mechanism import Mechanism
 from strategies.base import Instruction
@@ -28,6 +30,8 @@ class Answer:
         kept: how many numbers of a channel travel; left out, all do.
         losses: private training losses, where they were asked for.
         refused: why it cannot be used, in words that may be shown to all; None where it can.
+        longer: channel to how many times longer than its clip norm it is, of those that the server will clip; private.
+            Of a clip norm that adapts a silo knows the first value alone, so nothing is said of such a channel.
     """
 
     channels: Mapping[str, Tensor]
@@ -35,6 +39,7 @@ class Answer:
     kept: Mapping[str, int]
     losses: tuple[float, ...]
     refused: str | None
+    longer: Mapping[str, float] = field(default_factory=dict)
 
 
 def answer(
@@ -61,4 +66,11 @@ def answer(
     flat = (
         {} if refused is not None else {name: vector.detach().reshape(-1).float() for name, vector in channels.items()}
     )
-    return Answer(flat, weight, host.kept(instruction), tuple(trained.session.losses), refused)
+    kept, losses = host.kept(instruction), tuple(trained.session.losses)
+    return Answer(flat, weight, kept, losses, refused, _longer(flat, mechanisms))
+
+
+def _longer(channels: Mapping[str, Tensor], mechanisms: Mapping[str, Mechanism]) -> dict[str, float]:
+    fixed = {name: each for name, each in mechanisms.items() if not isinstance(each, AdaptiveSum) and name in channels}
+    factors = {name: float(each.factors(torch.linalg.vector_norm(channels[name]))) for name, each in fixed.items()}
+    return {name: 1 / factor for name, factor in factors.items() if factor < 1}

@@ -1,12 +1,13 @@
 """The Flower app of a silo's node: a relay to the silo's daemon, which alone can reach the data.
 
 Flower starts a process for every message. This one loads no torch, holds no state and reads no rows: it hands the bytes
-on, and the answer back.
+on, and the answer back. In Flower's own simulation there is no daemon, and a simulated silo answers.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
@@ -17,7 +18,7 @@ from client.relay import exchange
 from client.sockets import Place, Tls
 from strategies.envelope import encode, refusal
 
-NAME, STYPE = "envelope", "confide.envelope"  # As `server.flower` writes them.
+NAME, STYPE, PLACE = "envelope", "confide.envelope", "place"  # As `server.flower` writes them.
 
 app = ClientApp()
 
@@ -46,15 +47,38 @@ def place_of(config: dict[str, str]) -> Place:
     return Place(path=path)
 
 
+def simulated(config: dict[str, str]) -> bool:
+    """Whether this is a node of Flower's own simulation: those live in Ray's actors, and real ones never do.
+
+    A real node with a partition-id and no socket, as Flower's examples have them, must not answer with made-up silos.
+    """
+    ray = sys.modules.get("ray")
+    apart = "socket" in config or "address" in config
+    return ray is not None and bool(ray.is_initialized()) and "partition-id" in config and not apart
+
+
 def _answered(content: RecordDict, config: dict[str, str]) -> bytes:
     record = content.array_records.get(NAME)
     array = record.get(NAME) if record is not None else None
     if array is None or array.stype != STYPE or not isinstance(array.data, bytes):
         return encode(refusal("malformed", "the message holds no envelope; run one version of confide"))
     try:
+        if simulated(config):
+            return _simulated(array.data, content, config)
         return exchange(array.data, place_of(config))
     except DataError as error:
         return encode(refusal("silo_unreachable", error))
+
+
+def _simulated(data: bytes, content: RecordDict, config: dict[str, str]) -> bytes:
+    """The other entry point of the app: what is simulated belongs to the room above this one."""
+    from simulations.deploying.virtual import answer
+
+    place = content.config_records.get(PLACE)
+    if place is None:
+        raise DataError("the server tells simulated silos no folder; run one version of confide")
+    number, silos = int(config["partition-id"]), int(config["num-partitions"])
+    return answer(data, number=number, silos=silos, folder=Path(str(place["folder"])))
 
 
 def _letter(data: bytes) -> RecordDict:

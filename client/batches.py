@@ -35,6 +35,59 @@ class Plan:
         """Local steps of the silo that takes most."""
         return self.rows.shape[1]
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of every step how many silos take it, and what their batches are padded to."""
+        counts = self.counts.numpy()
+        return list(zip((counts > 0).sum(0).tolist(), padded(counts.max(0, initial=0)).tolist()))
+
+    def of(self, silos: Tensor, width: int) -> Plan:
+        """The plan of some silos, up to their last step, with batches of `width` rows: no fewer than they hold."""
+        counts = self.counts[silos]
+        counts = counts[:, : int((counts > 0).any(0).sum())]
+        rows = self.rows[silos, : counts.shape[1], :width]
+        if missing := width - rows.shape[2]:
+            rows = torch.cat([rows, rows[:, :, :1].expand(-1, -1, missing)], dim=2)
+        return Plan(rows, counts, bool((counts == width).all()))
+
+
+def padded(rows: Ints) -> Ints:
+    """How many rows batches of some are padded to in a stack: a multiple of 4, and from 64 on of a sixteenth.
+
+    The order in which a batched product adds rows up depends on how many there are. So what a silo is padded to follows
+    from its own rows, not from the longest of its stack, and it trains to the same bits in every stack; and few widths
+    make few stacks.
+
+    >>> padded(np.array([0, 1, 4, 5, 64, 65, 359, 1000])).tolist()
+    [4, 4, 4, 8, 64, 68, 368, 1024]
+    """
+    step = 2 ** np.maximum(np.frexp(rows)[1].astype(np.int64) - 5, 2)
+    found: Ints = -(-np.maximum(rows, 1) // step) * step
+    return found
+
+
+def alike(plan: Plan, train: Train) -> list[tuple[Tensor, Plan]]:
+    """Splits a plan into stacks of silos that are padded alike: which silos, and their plan; at least one stack.
+
+    Those with most steps come first in their stack: who is done needs no more work, and under label skew that is most.
+    """
+    widths, steps = _widths(plan, train), (plan.counts.numpy() > 0).sum(1)
+    order = np.lexsort((-steps, widths))
+    parts = [torch.from_numpy(part) for part in np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)]
+    return [(part, plan.of(part, int(widths[part].max(initial=0)))) for part in parts]
+
+
+def together(plan: Plan, train: Train) -> Plan:
+    """A plan as one stack, padded as the widest of its silos is."""
+    width = int(_widths(plan, train).max(initial=0))
+    return plan if width == plan.rows.shape[2] else plan.of(torch.arange(len(plan.rows)), width)
+
+
+def _widths(plan: Plan, train: Train) -> Ints:
+    """What the batches of each silo are padded to, `(silos,)`: full ones need not be."""
+    widths = padded(plan.counts.numpy().max(1, initial=0))
+    return widths if train.batch_size is None else np.minimum(widths, train.batch_size)
+
 
 def plan(starts: Ints, sizes: Ints, train: Train, keys: streams.Keys) -> Plan:
     """Batches by reshuffled epochs, the last batch of an epoch as short as it falls.

@@ -22,7 +22,7 @@ from client.office import Office
 from client.proto.silo_pb2 import Chunk, StatusReply, StatusRequest
 from client.proto.silo_pb2_grpc import SiloServicer, add_SiloServicer_to_server
 from client.sockets import Place, free
-from strategies.envelope import EnvelopeError, encode, refusal
+from strategies.envelope import EnvelopeError
 
 NAME = "confide.v1.Silo"
 THREADS, MOST_CALLS = 8, 16
@@ -55,7 +55,7 @@ class Service(SiloServicer):
         try:
             data = joined(request_iterator, self.office.limits.bytes)
         except EnvelopeError as error:
-            yield from pieces(encode(refusal(error.code, error, silo=self.office.number)))
+            yield from pieces(self.office.refuse(error))
             return
         finally:
             slow.cancel()

@@ -76,6 +76,20 @@ class Engagement:
         with training():
             self.host = opened.host(folder / PERSONAL)
         self._paid: list[Entry] = []
+        self._trained_s: list[float] = []
+        self._clipped: dict[str, float] = {}
+
+    def took(self) -> dict[str, object]:
+        """What the silo's own log says of training since the last call, beside what was asked; private.
+
+        Seconds of training (`trained`), and of each wait for the ledger's disk (`waited`); and of each channel of the
+        last update how many times its clip norm it was long, where the server will clip it (`clipped`).
+        """
+        seconds = {"trained": self._trained_s, "waited": self.purse.waited()}
+        found: dict[str, object] = {name: [round(each, 6) for each in all_] for name, all_ in seconds.items() if all_}
+        found |= {"clipped": self._clipped} if self._clipped else {}
+        self._trained_s, self._clipped = [], {}
+        return found
 
     def train(self, task: Task) -> bytes:
         """The reply to a task to train, encoded; the one that was given before where the same is asked again.
@@ -101,7 +115,10 @@ class Engagement:
             self._paid += self.purse.charge(task.round, task.attempt)
         started = time.monotonic()
         found = self._trained(task)
-        data = encode(self._reply(task, found, seconds=time.monotonic() - started), values=self.opened.values)
+        seconds = time.monotonic() - started
+        self._trained_s.append(seconds)
+        self._clipped = {name: round(times, 3) for name, times in found.longer.items()}
+        data = encode(self._reply(task, found, seconds=seconds), values=self.opened.values)
         if self.host.personal is not None:
             self.host.personal.flush()
         with failing():

@@ -66,17 +66,22 @@ class Office:
                 if cancelled():
                     raise Refused("deadline", "nobody waited for this task any more; it was not begun")
                 answer = self._answer(task)
-                self._note(task, "answered")
+                self._note(task, "answered", received=len(data), sent=len(answer))
             finally:
                 self._lock.release()
             return answer
         except Refused as error:
-            return self._refusal(error, task)
+            return self._refusal(error, task, received=len(data))
         except EnvelopeError as error:
-            return self._refusal(Refused(error.code, str(error)), task)
+            return self._refusal(Refused(error.code, str(error)), task, received=len(data))
         except Exception as error:  # A fault of ours: the daemon goes on, and the log has it.
             line = f"the silo failed with {type(error).__name__}; its audit log says more"
-            return self._refusal(Refused("training_failed", line, private=traceback.format_exc()), task)
+            failed = Refused("training_failed", line, private=traceback.format_exc())
+            return self._refusal(failed, task, received=len(data))
+
+    def refuse(self, error: EnvelopeError) -> bytes:
+        """The reply to what did not arrive as a task at all."""
+        return self._refusal(Refused(error.code, str(error)), None, received=0)
 
     def close(self, *, wait_s: float = -1) -> bool:
         """Lets all files go, once no task is worked on; says whether that was within `wait_s` (below 0: no limit)."""
@@ -141,14 +146,15 @@ class Office:
             ledger=None if run is None else run.purse.head,
         )
 
-    def _refusal(self, error: Refused, task: Task | None) -> bytes:
+    def _refusal(self, error: Refused, task: Task | None, *, received: int) -> bytes:
         self.refused += 1
-        reply = refusal(error.code, error, task=task, silo=self.number)
+        data = encode(refusal(error.code, error, task=task, silo=self.number))
+        sizes = {"received": received, "sent": len(data)}
         try:
-            self._note(task, "refused", code=error.code, reason=str(error), private=error.private)
+            self._note(task, "refused", code=error.code, reason=str(error), private=error.private, **sizes)
         except Refused as unwritten:
-            reply = refusal(unwritten.code, unwritten, task=task, silo=self.number)
-        return encode(reply)
+            return encode(refusal(unwritten.code, unwritten, task=task, silo=self.number))
+        return data
 
     def _note(self, task: Task | None, what: str, **facts: Any) -> None:
         if what == "answered":
@@ -156,4 +162,6 @@ class Office:
         asked = (
             {} if task is None else {"kind": task.kind, "run": task.run, "round": task.round, "attempt": task.attempt}
         )
+        run = None if task is None or task.kind != "train" else self._runs.get(task.run)
+        facts |= {} if run is None else run.took()
         self._log.write(what, **asked, **{name: value for name, value in facts.items() if value != ""})

@@ -99,6 +99,10 @@ class Purse:
             for entry in entries:
                 self._ledger.commit(entry)
 
+    def waited(self) -> list[float]:
+        """Seconds of each wait for the disk since the last call."""
+        return self._ledger.waited()
+
     def close(self) -> None:
         """Lets the file go."""
         self._ledger.close()

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from client.batches import Plan
+from client.batches import Plan, alike, together
 from client.examples import Examples
 from client.reweighting import Weigh
 from strategies.base import Correction, Reweight
@@ -80,16 +80,17 @@ class StackedTrainer:
 
         With `record`, each silo's mean loss over its steps is appended to `losses`.
         """
-        if plan.full or correct is not None or reweight is not None:  # For the silos of this stack, in their order.
+        # Those two are for the silos of this stack, in their order; and full batches are all alike.
+        if correct is not None or reweight is not None or plan.full:
+            plan = together(plan, self.train)
             return self._fit(start, rows, plan, correct=correct, reweight=reweight, record=record)
-        # Longest first, so that silos that are done need no more work: under label skew that is most of it.
-        order = (plan.counts > 0).sum(1).argsort(descending=True, stable=True)
-        known, back = len(self.losses), order.argsort()
-        sorted_plan = Plan(plan.rows[order], plan.counts[order], plan.full)
-        vectors = self._fit(start[order] if start.dim() == 2 else start, rows, sorted_plan, correct=None, record=record)
+        stacks, known = alike(plan, self.train), len(self.losses)
+        starts = [start[silos] if start.dim() == 2 else start for silos, _ in stacks]
+        vectors = [self._fit(s, rows, own, correct=None, record=record) for s, (_, own) in zip(starts, stacks)]
+        back = torch.cat([silos for silos, _ in stacks]).argsort()
         losses = self.losses[known:]
         self.losses[known:] = [losses[at] for at in back.tolist()] if record else []
-        return vectors[back]
+        return torch.cat(vectors)[back]
 
     def _fit(
         self,
@@ -106,11 +107,12 @@ class StackedTrainer:
         features, targets = rows.features.flatten(1), rows.targets
         walk = self._walk(start, silos, correct)
         total = torch.zeros(silos)
-        for step in range(plan.steps):
-            batch, count = plan.rows[:, step], None if plan.full else plan.counts[:, step]
-            if count is not None and correct is None and reweight is None:
-                active = int((count > 0).sum())
-                count, batch = count[:active], batch[:active, : int(count.max())]
+        narrow = not plan.full and correct is None and reweight is None
+        shapes = plan.shapes if narrow else [(silos, plan.rows.shape[2])] * plan.steps
+        for step, (active, width) in enumerate(shapes):
+            batch = plan.rows[:active, step, :width]
+            count = None if plan.full else plan.counts[:active, step]
+            if narrow:
                 walk.narrow(active)
             index = batch.reshape(-1)
             values = self.forward(walk.layers, features.index_select(0, index).view(*batch.shape, -1))

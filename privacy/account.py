@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from privacy import filters
 from privacy.accountant import Neighbours
+from privacy.chain import Entry
 from privacy.checks import open_unit, positive
 from privacy.events import Event
 from privacy.filters import BudgetSpent
@@ -152,8 +153,7 @@ class Account:
         """What all runs have spent up to now."""
         with self._ledger.locked():
             spent = self._spent()
-        found, method = self._price(spent)
-        return Cumulative(found, self.delta, len(spent.runs), spent.counts.total(), method, self.budget)
+        return _cumulative(spent, delta=self.delta, budget=self.budget, neighbours=self.neighbours)
 
     def close(self) -> None:
         """Lets the file go."""
@@ -168,24 +168,15 @@ class Account:
         Raises:
             LedgerError: a charge is for another relation; no epsilon covers both.
         """
-        counts: Counter[Event] = Counter()
-        runs: dict[str, None] = {}
-        first: set[Event] = set()
-        for entry in self._ledger.counted():
-            if entry.unit != self.unit or entry.event is None:
-                continue
+        own = [entry for entry in self._ledger.counted() if entry.unit == self.unit and entry.event is not None]
+        for entry in own:
             if entry.neighbours != self.neighbours:
                 raise LedgerError(
                     f"{self._ledger.path}: {entry.run} spent from this data set's budget for neighbours: "
                     f"{entry.neighbours}, which does not add up with {self.neighbours}; set privacy.silo.neighbours: "
                     f"{entry.neighbours}, or remove budget"
                 )
-            counts[entry.event] += 1
-            if not entry.torn:
-                runs[entry.run] = None
-            if len(runs) < 2:
-                first.add(entry.event)
-        return Spent(counts, frozenset(runs), frozenset(first))
+        return _all(own)
 
     def _affords(self, spent: Spent, event: Event) -> bool:
         """Whether one more `event` keeps the budget; one price answers for many rounds, as fewer cost less."""
@@ -203,14 +194,7 @@ class Account:
 
     def _price(self, spent: Spent) -> tuple[float, str]:
         """Epsilon, and how it was found; see `privacy.filters` for when which."""
-        return filters.several(
-            spent.counts,
-            runs=spent.runs,
-            first=spent.first,
-            budget=self.budget,
-            delta=self.delta,
-            neighbours=self.neighbours,
-        )
+        return _price(spent, delta=self.delta, budget=self.budget, neighbours=self.neighbours)
 
     def _refusal(self, round_: int, spent: Spent, event: Event) -> str:
         after, method = self._price(spent.more(self.run, event, 1))
@@ -220,6 +204,50 @@ class Account:
             f"{'infinity' if math.isinf(after) else round(after, 4)}, above the budget of {self.budget}{how}; "
             f"stopped after round {max(round_ - 1, 0)}{by_others(self._ledger, self.unit, self.run)}"
         )
+
+
+def total(
+    entries: Iterable[Entry], *, unit: str, delta: float, budget: float, neighbours: Neighbours = "add_remove"
+) -> Cumulative:
+    """What the counted entries of a data set's ledger have spent, for who only looks: no lock, no file.
+
+    Args:
+        entries: that count, of all units.
+        unit: whose budget it is.
+        delta: of the budget.
+        budget: epsilon that all runs together may spend.
+        neighbours: the relation; charges for another have no price beside it, and make epsilon infinite.
+    """
+    own = [entry for entry in entries if entry.unit == unit and entry.event is not None]
+    spent = _all(own)
+    if any(entry.neighbours != neighbours for entry in own):
+        return Cumulative(math.inf, delta, len(spent.runs), spent.counts.total(), "none", budget)
+    return _cumulative(spent, delta=delta, budget=budget, neighbours=neighbours)
+
+
+def _all(entries: Iterable[Entry]) -> Spent:
+    counts: Counter[Event] = Counter()
+    runs: dict[str, None] = {}
+    first: set[Event] = set()
+    for entry in entries:
+        assert entry.event is not None  # Only reserves count.
+        counts[entry.event] += 1
+        if not entry.torn:
+            runs[entry.run] = None
+        if len(runs) < 2:
+            first.add(entry.event)
+    return Spent(counts, frozenset(runs), frozenset(first))
+
+
+def _price(spent: Spent, *, delta: float, budget: float, neighbours: Neighbours) -> tuple[float, str]:
+    return filters.several(
+        spent.counts, runs=spent.runs, first=spent.first, budget=budget, delta=delta, neighbours=neighbours
+    )
+
+
+def _cumulative(spent: Spent, *, delta: float, budget: float, neighbours: Neighbours) -> Cumulative:
+    found, method = _price(spent, delta=delta, budget=budget, neighbours=neighbours)
+    return Cumulative(found, delta, len(spent.runs), spent.counts.total(), method, budget)
 
 
 def by_others(ledger: Ledger, unit: str, run: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.post import Answer
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
 
 NAME, STYPE = "envelope", "confide.envelope"
 MESSAGE = "query.confide"  # What the relay on the other side listens to.
+PLACE = "place"  # Of simulated silos alone: where they keep what they know.
 
 
-def letter(data: bytes) -> RecordDict:
+def letter(data: bytes, folder: Path | None = None) -> RecordDict:
     """Bytes as Flower carries them: an array of a type that nobody but confide reads."""
-    from flwr.app import Array, ArrayRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-    return RecordDict({NAME: ArrayRecord({NAME: Array("uint8", (len(data),), STYPE, data)})})
+    found = RecordDict({NAME: ArrayRecord({NAME: Array("uint8", (len(data),), STYPE, data)})})
+    if folder is not None:
+        found[PLACE] = ConfigRecord({"folder": str(folder)})
+    return found
 
 
 def opened(content: RecordDict) -> bytes | None:
@@ -36,10 +41,23 @@ def opened(content: RecordDict) -> bytes | None:
 
 
 class GridPost:
-    """Carries letters by a Flower Grid."""
+    """Carries letters by a Flower Grid.
+
+    Attributes:
+        grid: it.
+        folder: of simulated silos, who are told it with each letter; None for real ones.
+    """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
+        self.folder: Path | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all nodes are those of Flower's own simulation, which has them from its start to its end."""
+        from flwr.superlink.grid import InMemoryGrid
+
+        return isinstance(self.grid, InMemoryGrid)
 
     def nodes(self) -> Sequence[int]:
         """The nodes that are online."""
@@ -50,7 +68,8 @@ class GridPost:
         from flwr.app import Message
 
         # A list: the grid goes through it twice. Time to live is in whole seconds there, and must outlast ours.
-        messages = [Message(letter(data), node, MESSAGE, ttl=math.ceil(ttl_s) + 1.0) for node, data in letters.items()]
+        ttl = math.ceil(ttl_s) + 1.0
+        messages = [Message(letter(data, self.folder), node, MESSAGE, ttl=ttl) for node, data in letters.items()]
         sent = list(self.grid.push_messages(messages)) if messages else []
         return {found: node for found, node in zip(sent, letters) if found}  # None: that node was not to be reached.
 

@@ -19,6 +19,7 @@ from server.post import Answer, Post
 
 BUCKETS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0)
 """Upper bounds of seconds, as Prometheus has them; what is longer is in one more bucket."""
+BOUNDS = (*map(str, BUCKETS), "+Inf")
 
 
 class Monitor:
@@ -67,9 +68,12 @@ def tallied(seconds: Iterable[float]) -> dict[str, Any]:
     >>> tallied([0.05, 0.06, 1000.0])
     {'counts': {'0.1': 2, '+Inf': 1}, 'sum': 1000.11}
     """
-    bounds, found = (*map(str, BUCKETS), "+Inf"), list(seconds)
-    counts = Counter(bounds[bisect_left(BUCKETS, each)] for each in found)
-    return {"counts": dict(counts), "sum": round(sum(found), 6)}
+    counts: Counter[str] = Counter()
+    total = 0.0
+    for each, times in Counter(seconds).items():  # Silos of one stack have one time.
+        counts[BOUNDS[bisect_left(BUCKETS, each)]] += times
+        total += times * each
+    return {"counts": dict(counts), "sum": round(total, 6)}
 
 
 class CountedPost:

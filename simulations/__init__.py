@@ -10,17 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from simulations.report.run import Run, read_run
     from simulations.running import ActiveRun, Outcome, run, train
     from strategies.experiment import Experiment
     from strategies.loading import load
 
-__all__ = ["ActiveRun", "Experiment", "Outcome", "load", "run", "train"]
+__all__ = ["ActiveRun", "Experiment", "Outcome", "Run", "load", "read_run", "run", "train"]
 
 _HOMES = {
     "ActiveRun": "simulations.running",
     "Experiment": "strategies.experiment",
     "Outcome": "simulations.running",
+    "Run": "simulations.report.run",
     "load": "strategies.loading",
+    "read_run": "simulations.report.run",
     "run": "simulations.running",
     "train": "simulations.running",
 }

@@ -34,12 +34,13 @@ from simulations.commands import serve as serve_
 from simulations.commands import silo as silo_
 from simulations.commands import study as study_
 from simulations.commands import sweep as sweep_
+from simulations.commands import watch as watch_
 from simulations.exits import codes
 from simulations.version import version
 
 COMMANDS = (
     *(run_, sweep_, study_, plan_, epsilon_, explain_, audit_, compare_, ledger_, predict_),
-    *(report_, metrics_, init_, config_, list_, data_, doctor_),
+    *(watch_, report_, metrics_, init_, config_, list_, data_, doctor_),
     *(certs_, serve_, silo_, join_),
 )
 

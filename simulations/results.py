@@ -33,6 +33,7 @@ from simulations import (
 )
 from simulations.attacks import measuring
 from simulations.engines import setup
+from simulations.metrics.names import WITHHELD
 from strategies.base import Guard, Reported
 from strategies.experiment import digest
 from strategies.guarded import Guarded
@@ -65,6 +66,7 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "communication": _communication(rows, predictor.numel()),
         "model": _model(active, predictor, experiment.strategy.guard(state)),
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
+        "shown": {"privacy": _shown(active), "withheld": list(WITHHELD) if _shown(active) == "strict" else []},
         "standardize": None if active.released is None else asdict(active.released),
         "versions": versions(),
         "digest": digest(experiment),
@@ -76,6 +78,8 @@ def finish(active: ActiveRun) -> dict[str, Any]:
         "ledger": asdict(active.ledger.head),
         "ledgers": {other.path.name: asdict(other.head) for other in active.training.ledgers},
     }
+    active.sinks.close(result)
+    result["sinks"] = dict(active.sinks.failed)
     active.store.finish(result)
     from simulations.report.page import write_report
 
@@ -226,7 +230,16 @@ def _stamps(active: ActiveRun) -> list[str]:
         stamps.append("epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact")
         if active.records:
             stamps.append("metrics.privacy is research: numbers computed on private rows are shown and are not priced")
+        else:
+            stamps.append(f"metrics.privacy is strict: withheld are {', '.join(WITHHELD)}")
     return stamps
+
+
+def _shown(active: ActiveRun) -> str:
+    """Which numbers on private rows may be shown, as `simulations.metrics.replay` has it."""
+    if active.exact:
+        return "none"
+    return "research" if active.records else "strict"
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,6 +42,8 @@ from simulations.local_privacy import noise_source, protection
 from simulations.metrics.inline import endpoint
 from simulations.preparing import prepare
 from simulations.shipped import find
+from simulations.sinks import telling
+from simulations.sinks.base import Told
 from strategies.backbones import frozen_digest
 from strategies.base import Guard
 from strategies.codec import encode
@@ -51,6 +53,9 @@ from strategies.loading import load
 from strategies.schema import ConfigError
 from strategies.standardize import Constants, Private
 from strategies.yaml_text import yaml_of
+
+if TYPE_CHECKING:
+    from simulations.report.run import Run
 
 INTERRUPTED = "interrupted"
 UNCONNECTED = (
@@ -69,6 +74,12 @@ class Outcome:
 
     folder: Path
     result: dict[str, Any]
+
+    def read(self) -> Run:
+        """The folder as its report reads it: `.series("accuracy")` over rounds, `.claimed`, `.measured` and more."""
+        from simulations.report.run import read_run
+
+        return read_run(self.folder)
 
 
 class ActiveRun:
@@ -104,6 +115,7 @@ class ActiveRun:
             raise ConfigError([UNCONNECTED])
         self.noise = noise_source(experiment)
         self._wire: CountedPost | None = None
+        telling.require(experiment)
         usable(folder, resume=resume)
         with ExitStack() as opened:
             # One thread per process: on a small machine more only get in each other's way, and the bits of a sum
@@ -139,6 +151,7 @@ class ActiveRun:
             self.training = self._training()
             self.inline = opened.enter_context(endpoint(experiment.metrics, folder))
             """The endpoint of this run's metrics, where it has one."""
+            self.sinks = self._sinks(opened, resumed=resume)
             self._opened = opened.pop_all()
         self.stopped: str | None = None
         """Why the run ended before its last round: `budget: ...` or `interrupted`."""
@@ -154,7 +167,9 @@ class ActiveRun:
         self._opened.close()
 
     def __iter__(self) -> Iterator[RoundResult]:
-        return loop.run(self.training, self.link, self.store, self.ledger)
+        for result in loop.run(self.training, self.link, self.store, self.ledger):
+            self.sinks.round(result.row)
+            yield result
 
     def finish(self) -> Outcome:
         """Writes model, result.json and report.html from the last committed round."""
@@ -259,6 +274,13 @@ class ActiveRun:
             seed=experiment.seed,
             local=protection(experiment),
         )
+
+    def _sinks(self, opened: ExitStack, *, resumed: bool) -> telling.Sinks:
+        sinks = telling.Sinks.of(self.experiment, private=self.records)
+        opened.callback(sinks.close)
+        config = telling.config_of(self.experiment)
+        sinks.open(Told(self.experiment.name, self.folder, config, self.store.rows), resumed=resumed)
+        return sinks
 
     def _poisoner(self, roles: Roles) -> Callable[[int], Poisoner]:
         made: dict[int, Poisoner] = {}

@@ -19,6 +19,7 @@ from strategies.codec import encode
 from strategies.partitions import PARTITIONS, Partition
 from strategies.schema import key
 from strategies.shifts import Shift
+from strategies.sinks import SINKS, Sink
 from strategies.standardize import STANDARDIZE, Standardize
 
 if TYPE_CHECKING:  # Their registries import torch: loaded when a value is read, so that the schema itself is fast.
@@ -44,6 +45,10 @@ def _partitions() -> Mapping[str, type[Any]]:
 
 def _attacks() -> Mapping[str, type[Any]]:
     return ATTACKS
+
+
+def _sinks() -> Mapping[str, type[Any]]:
+    return SINKS
 
 
 def _standardize() -> Mapping[str, type[Any]]:
@@ -249,6 +254,7 @@ class Metrics:
     every: int = key(1, at_least=1, help="evaluate every so many rounds")
     inline: bool = key(False, help="serve the metrics of this run on loopback while it lasts; of a single local run")
     port: int = key(9464, at_least=0, at_most=65535, help="inline: its port; 0 takes a free one")
+    sinks: tuple[Sink, ...] = key((), variants=_sinks, help="where its numbers go, too; a CSV file is always written")
 
 
 @dataclass(frozen=True)

@@ -429,8 +429,8 @@ MUTANTS = (
     Mutant(
         "other runs are not counted",
         "privacy/account.py",
-        "if entry.unit != self.unit or entry.event is None:",
-        "if entry.run != self.run or entry.unit != self.unit or entry.event is None:",
+        "if entry.unit == self.unit and entry.event is not None]",
+        "if entry.run == self.run and entry.unit == self.unit and entry.event is not None]",
     ),
     Mutant(
         "resumed run not charged elsewhere",
@@ -1386,8 +1386,8 @@ MUTANTS = (
     Mutant(
         "the filter's order follows the later runs",
         "privacy/account.py",
-        "if len(runs) < 2:\n                first.add",
-        "if True:\n                first.add",
+        "if len(runs) < 2:\n            first.add",
+        "if True:\n            first.add",
     ),
     Mutant(
         "a price of a lone run kept for several",
@@ -1578,14 +1578,14 @@ MUTANTS = (
     Mutant(
         "stacked: silos of uneven lengths come back in another order",
         "client/stacked.py",
-        "return vectors[back]",
-        "return vectors",
+        "return torch.cat(vectors)[back]",
+        "return torch.cat(vectors)",
     ),
     Mutant(
         "stacked: a silo with steps left stops",
-        "client/stacked.py",
-        "active = int((count > 0).sum())",
-        "active = max(1, int((count > 0).sum()) - 1)",
+        "client/batches.py",
+        "(counts > 0).sum(0).tolist()",
+        "((counts > 0).sum(0) - 1).clip(1).tolist()",
     ),
     Mutant(
         "stacked adapters: the signal passes the base alone",
@@ -2326,10 +2326,22 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "a silo is padded as the longest of its stack is",
+        "client/batches.py",
+        "np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)",
+        "np.split(order, [])",
+    ),
+    Mutant(
+        "the last batch of an epoch is padded to the longest of its step",
+        "client/batches.py",
+        "padded(counts.max(0, initial=0)).tolist()",
+        "counts.max(0, initial=0).tolist()",
+    ),
+    Mutant(
         "reweight: silos of a stack swap their weights",
         "client/stacked.py",
-        "if plan.full or correct is not None or reweight is not None:",
-        "if plan.full or correct is not None:",
+        "if correct is not None or reweight is not None or plan.full:",
+        "if correct is not None or plan.full:",
     ),
     Mutant(
         "groups: sums are clipped at twice what is priced",
@@ -2416,6 +2428,108 @@ MUTANTS = (
         "if True:",
     ),
     Mutant(
+        "watch: strict losses are drawn",
+        "simulations/watching/course.py",
+        "if name in self.withheld:",
+        "if False:",
+    ),
+    Mutant(
+        "watch: escape codes reach the terminal",
+        "simulations/watching/frame.py",
+        'return "".join(letter if letter.isprintable() else "?" for letter in text)',
+        "return text",
+    ),
+    Mutant(
+        "watch: a line may pass the width",
+        "simulations/watching/frame.py",
+        "line.truncate(self.width,",
+        "line.truncate(self.width + 40,",
+    ),
+    Mutant(
+        "watch: the end leaves out what was done again",
+        "simulations/watching/pricing.py",
+        "history = [Repeated(each, times) for each, times in counts.items()]",
+        "history = [Repeated(each, min(times, 3)) for each, times in counts.items()]",
+    ),
+    Mutant(
+        "watch: every turn pays",
+        "simulations/watching/pricing.py",
+        "rest = -(-rounds // separation) - -(-last.round // separation)",
+        "rest = rounds - last.round",
+    ),
+    Mutant(
+        "watch: the lock is tried",
+        "simulations/watching/course.py",
+        '            lines = Path("/proc/locks").read_text().splitlines()',
+        '            lines = [f":{lock} "] if (self.folder / "lock").write_text("") == 0 else []',
+    ),
+    Mutant(
+        "watch: rounds are said again after a resume",
+        "simulations/watching/live.py",
+        'if course is not None and row["round"] > shown:',
+        "if course is not None:",
+    ),
+    Mutant(
+        "watch: over while somebody goes on",
+        "simulations/watching/course.py",
+        'return self.state != "open" and not self.held',
+        'return self.state != "open"',
+    ),
+    Mutant(
+        "sinks: one that fails stops the run",
+        "simulations/sinks/telling.py",
+        "except Exception as error:  # Whatever it is: metrics never stop a run.",
+        "except OSError as error:",
+    ),
+    Mutant(
+        "sinks: one that failed is told more",
+        "simulations/sinks/telling.py",
+        "                del self._sinks[name]\n",
+        "",
+    ),
+    Mutant(
+        "sinks: private numbers are told",
+        "simulations/sinks/telling.py",
+        "return row if self._private else",
+        "return row if True else",
+    ),
+    Mutant(
+        "sinks: the seed is told",
+        "simulations/sinks/telling.py",
+        '        del keys["seed"]',
+        "        pass",
+    ),
+    Mutant(
+        "sinks: paths are told",
+        "simulations/sinks/telling.py",
+        "named = [(name, value) for name, value in found.items() if name not in PATHS]",
+        "named = list(found.items())",
+    ),
+    Mutant(
+        "sinks: a missing package is found out later",
+        "simulations/running.py",
+        "        telling.require(experiment)\n",
+        "",
+    ),
+    Mutant(
+        "sinks: a resumed table is not mended",
+        "simulations/sinks/table.py",
+        "        if resumed:\n            self._write()",
+        "        if False:\n            self._write()",
+    ),
+    Mutant(
+        "sinks: reasons are formulas",
+        "simulations/sinks/table.py",
+        "reasons = json.dumps(row.get(REASONS) or {}, sort_keys=True)",
+        'reasons = next(iter(row.get(REASONS) or {}), "")',
+    ),
+    Mutant(
+        "sinks: a part of the digest",
+        "strategies/experiment.py",
+        'if name not in ("name", "metrics", "engine")}',
+        'if name not in ("name", "engine")}',
+    ),
+    Mutant(
         "metrics: a torn line counts as read",
         "simulations/metrics/tail.py",
         'whole = data[: data.rfind(b"\\n") + 1]',
@@ -2444,8 +2558,8 @@ MUTANTS = (
     Mutant(
         "metrics: anybody may come from anywhere",
         "simulations/metrics/serving.py",
-        "if certificates is None and not _loopback(address):",
-        "if False and not _loopback(address):",
+        "if certificates is None and not local:",
+        "if False and not local:",
     ),
     Mutant(
         "metrics: clients without a certificate are let in",
@@ -2702,6 +2816,36 @@ MUTANTS = (
         'FEDERATION = "federation"',
         'FEDERATION = "default"',
     ),
+    Mutant(
+        "simulation: a real node without a socket answers for a made-up silo",
+        "client/app.py",
+        'return ray is not None and bool(ray.is_initialized()) and "partition-id" in config and not apart',
+        'return "partition-id" in config and not apart',
+    ),
+    Mutant(
+        "simulation: a silo that reaches another actor has forgotten its run",
+        "simulations/deploying/virtual.py",
+        "elif hello.exists():",
+        "elif False:",
+    ),
+    Mutant(
+        "simulation: fewer nodes than silos are taken",
+        "simulations/deploying/virtual.py",
+        "if nodes != silos:",
+        "if nodes > silos:",
+    ),
+    Mutant(
+        "simulation: two processes speak for a silo at once",
+        "simulations/deploying/virtual.py",
+        "fcntl.flock(lock, fcntl.LOCK_EX)",
+        "fcntl.flock(lock, fcntl.LOCK_UN)",
+    ),
+    Mutant(
+        "simulation: real silos are told a folder",
+        "server/flower.py",
+        "if folder is not None:",
+        "if True:",
+    ),
     Mutant("keys for all to read", "simulations/deploying/certificates.py", "os.O_EXCL, 0o600)", "os.O_EXCL, 0o644)"),
     Mutant(
         "no TLS to the outside",
@@ -2720,6 +2864,30 @@ MUTANTS = (
         "simulations/deploying/processes.py",
         "while left := self.family():",
         "while left := []:",
+    ),
+    Mutant(
+        "registering: who was let in once may always join",
+        "simulations/deploying/registering.py",
+        "if number not in stay:",
+        "if False:",
+    ),
+    Mutant(
+        "registering: a revoked key is forgotten",
+        "simulations/deploying/registering.py",
+        "elif known[text] is None:",
+        "elif False:",
+    ),
+    Mutant(
+        "silos: too long by how much is not said",
+        "client/answers.py",
+        "for name, factor in factors.items() if factor < 1}",
+        "for name, factor in factors.items() if factor < 0}",
+    ),
+    Mutant(
+        "scraping: an exporter that does not close its port",
+        "simulations/metrics/serving.py",
+        "server.server_close()",
+        "pass",
     ),
     Mutant(
         "processes: one outlives a parent that is killed",
@@ -2880,7 +3048,7 @@ MUTANTS = (
     Mutant(
         "office: an answer that is not logged",
         "client/office.py",
-        'self._note(task, "answered")',
+        'self._note(task, "answered", received=len(data), sent=len(answer))',
         "pass",
     ),
     Mutant(
@@ -2904,7 +3072,7 @@ MUTANTS = (
     Mutant(
         "office: an experiment that is not its digest",
         "simulations/deploying/opening.py",
-        "if digest(experiment) != hello.digest:",
+        "if digest(experiment) != known:",
         "if False:",
     ),
     Mutant(
@@ -3050,6 +3218,86 @@ MUTANTS = (
         "simulations/reproducing.py",
         """            yield from _changes(was, value, f"{key}.")""",
         """            yield from ()""",
+    ),
+    Mutant(
+        "monitor: what is reserved is told after the round",
+        "server/loop.py",
+        "        store.monitor.reserved(round_, odometer.after(charges))\n",
+        "",
+    ),
+    Mutant(
+        "monitor: a disk that fails stops the run",
+        "server/monitor.py",
+        "with suppress(OSError, ValueError), open",
+        "with suppress(ValueError), open",
+    ),
+    Mutant(
+        "monitor: times of silos in a strict run",
+        "server/loop.py",
+        "phases.trained = collector.tally.seconds if training.record else []",
+        "phases.trained = collector.tally.seconds",
+    ),
+    Mutant(
+        "metrics: times of silos are shown",
+        "simulations/metrics/exporter.py",
+        """    if not run.withheld:
+        yield "silo_train_duration_seconds\"""",
+        """    if True:
+        yield "silo_train_duration_seconds\"""",
+    ),
+    Mutant(
+        "metrics: the round in flight is not in what is reserved",
+        "simulations/metrics/exporter.py",
+        'reserved["silo"] = max(spent.get("silo", 0.0), run.reserved)',
+        'reserved["silo"] = spent.get("silo", 0.0)',
+    ),
+    Mutant(
+        "metrics: a failed ledger is not shown",
+        "simulations/running.py",
+        "            self.store.monitor.failed()",
+        "            pass",
+    ),
+    Mutant(
+        "metrics.inline: a port that is taken ends the run",
+        "simulations/metrics/inline.py",
+        "    except Unheard as error:",
+        "    except ZeroDivisionError as error:",
+    ),
+    Mutant(
+        "metrics.inline: the endpoint outlives the run",
+        "simulations/metrics/inline.py",
+        "    finally:\n        stop()",
+        "    finally:\n        pass",
+    ),
+    Mutant(
+        "metrics.inline: across machines",
+        "strategies/rules_engine.py",
+        'if metrics.inline and engine.kind == "flower":',
+        "if False:",
+    ),
+    Mutant(
+        "silo metrics: a code of nobody is a label",
+        "simulations/metrics/silo.py",
+        "self._outcomes[what if what in OUTCOMES else OTHER] += 1",
+        "self._outcomes[what] += 1",
+    ),
+    Mutant(
+        "silo metrics: an answer given again is another round",
+        "client/engagement.py",
+        "self._trained_s, self._clipped = [], {}",
+        "self._clipped = {}",
+    ),
+    Mutant(
+        "silo metrics: charges for another relation are left out",
+        "privacy/account.py",
+        "    if any(entry.neighbours != neighbours for entry in own):",
+        "    if False:",
+    ),
+    Mutant(
+        "report: the folders of files are shown",
+        "simulations/report/run.py",
+        "shown = without_folders(read)",
+        "shown = read",
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -42,8 +43,10 @@ def execute(args: argparse.Namespace) -> int:
 
     _require(args)
     exporter = Exporter(args.store, max_runs=args.max_runs)
-    port, stop = serve(exporter, address=args.addr, port=args.port, certificates=_certificates(args))
+    given = {"--tls-cert": args.tls_cert, "--tls-key": args.tls_key, "--client-ca": args.client_ca}
+    port, stop = serve(exporter, address=args.addr, port=args.port, certificates=certificates(given))
     scheme = "http" if args.tls_cert is None else "https"
+    exporter.read()  # Not left to the first scrape, which would wait too long for it.
     print(f"{len(found(args.store))} runs in {args.store}; scrape {scheme}://{args.addr}:{port}/metrics", flush=True)
     over = threading.Event()
 
@@ -66,16 +69,25 @@ def _require(args: argparse.Namespace) -> None:
         raise ConfigError([f"--max-runs: must be 1 or more, found {args.max_runs}"])
 
 
-def _certificates(args: argparse.Namespace) -> Certificates | None:
+def certificates(given: Mapping[str, Path | None]) -> Certificates | None:
+    """The files of three options: certificate, its private key, the clients' authority; None where none is given.
+
+    Raises:
+        ConfigError: only some are given, or a file is not there.
+        DataError: others can read the key.
+    """
+    from client.sockets import require_private
     from simulations.metrics.serving import Certificates
 
-    given = {"--tls-cert": args.tls_cert, "--tls-key": args.tls_key, "--client-ca": args.client_ca}
     missing = [name for name, path in given.items() if path is None]
     if len(missing) == len(given):
         return None
     if missing:
         raise ConfigError([f"{missing[0]}: missing; TLS needs {', '.join(given)}"])
-    absent = [f"{name}: {path}: no such file" for name, path in given.items() if not path.is_file()]
+    found = {name: path for name, path in given.items() if path is not None}
+    absent = [f"{name}: {path}: no such file" for name, path in found.items() if not path.is_file()]
     if absent:
         raise ConfigError(absent)
-    return Certificates(args.tls_cert, args.tls_key, args.client_ca)
+    certificate, key, clients = found.values()
+    require_private(key)
+    return Certificates(certificate, key, clients)

@@ -41,11 +41,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in this folder")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run; default: runs/NAME-DATE")
     parser.add_argument(
-        "--engine", choices=("local", "pool", "flower"), help="this process, worker processes, or silos elsewhere"
+        "--engine",
+        choices=("local", "pool", "flower", "ray"),
+        help="this process, worker processes, silos elsewhere, or Flower's own simulation",
     )
     parser.add_argument("--federation", metavar="NAME", default=FEDERATION, help="flower: which; see confide serve")
     parser.add_argument("--workers", metavar="N", help="pool: processes")
     parser.add_argument("--stacked", choices=("auto", "off"), help="train many silos at once where the model allows")
+    parser.add_argument(
+        "--sink",
+        metavar="NAME",
+        action="append",
+        default=[],
+        dest="sinks",
+        help="tensorboard, mlflow or wandb: numbers go there, too; may be repeated; see metrics.sinks",
+    )
     parser.add_argument("--seeds", metavar="0..4", help="one run per seed, as 0..4 or 0,3,7, in DIR/seed-K")
     format_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -79,11 +89,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _engine(args: argparse.Namespace) -> list[str]:
-    """The engine's options as overrides."""
-    lines = [f"engine.kind={args.engine}"] if args.engine else []
+    """Options of where the work is done, and where its numbers go, as overrides."""
+    kind = "flower" if args.engine == "ray" else args.engine  # Its silos are simulated, and reached as real ones are.
+    lines = [f"engine.kind={kind}"] if kind else []
     if args.engine == "local" and args.workers is None:
         lines.append("engine.workers=null")  # A config for the pool may name a number that means nothing here.
     lines += [f"engine.workers={args.workers}"] if args.workers is not None else []
+    lines += [f"metrics.sinks=[{', '.join(args.sinks)}]"] if args.sinks else []
     return lines + ([f"engine.stacked='{args.stacked}'"] if args.stacked else [])  # YAML reads a bare off as false.
 
 
@@ -160,13 +172,17 @@ def _train(args: argparse.Namespace, experiment: Experiment, folder: Path, *, re
 
 def _far(args: argparse.Namespace, experiment: Experiment, folder: Path, again: str, *, resume: bool) -> Outcome:
     """Has a federation train, whose silos are elsewhere; a second signal ends the run there, too."""
+    from simulations.deploying.simulating import simulate
     from simulations.deploying.submitting import Federation, submit
 
     if args.plugins or args.dataset:
         raise ConfigError(["--plugin, --dataset: stay in this process; with --engine flower install them at each silo"])
     with Interrupt() as interrupt, watch(experiment.rounds, quiet=args.quiet) as show:
-        federation = Federation.find(args.federation)
-        outcome = submit(experiment, folder, federation, resume=resume, on_round=show, stop=interrupt.asked)
+        if args.engine == "ray":
+            outcome = simulate(experiment, folder, resume=resume, on_round=show, stop=interrupt.asked)
+        else:
+            federation = Federation.find(args.federation)
+            outcome = submit(experiment, folder, federation, resume=resume, on_round=show, stop=interrupt.asked)
     _say_how_it_ended(outcome, again)
     audit_words.warn(outcome.result["privacy"])
     return outcome
@@ -176,6 +192,7 @@ def _again(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with a run."""
     options = [f"--plugin {name}" for name in args.plugins] + ([f"--dataset {args.dataset}"] if args.dataset else [])
     options += [f"--engine flower --federation {args.federation}"] if args.engine == "flower" else []
+    options += ["--engine ray"] if args.engine == "ray" else []
     return " ".join([f"confide run --resume {shlex.quote(str(folder))}", *options])
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from simulations.commands import INTERRUPTED, OK
 from simulations.commands.interrupt import Interrupt
 from simulations.commands.shared import load_code, plugin_argument
+from simulations.commands.silo_metrics import endpoint, metrics_arguments
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:
+    from client.policy import Policy
     from client.sockets import Place
 
 NAME = "silo"
@@ -46,6 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", metavar="N", type=int, default=1, help="of the processor, to train with (default: 1)"
     )
+    metrics_arguments(parser)
     plugin_argument(parser)
 
 
@@ -61,15 +64,21 @@ def execute(args: argparse.Namespace) -> int:
     load_code(args.plugins)
     import torch
 
-    from client.daemon import Daemon
     from client.device import chosen
-    from client.office import Office
-    from simulations.deploying.opening import Opener
-    from simulations.version import version
 
     chosen(args.device)  # A device that is not here is found before anybody asks.
     torch.set_num_threads(args.threads)
     folder = args.folder if args.folder is not None else _default(args.number)
+    with endpoint(args, folder, policy):
+        return _answer(args, policy, folder, place, mode)
+
+
+def _answer(args: argparse.Namespace, policy: Policy, folder: Path, place: Place, mode: int) -> int:
+    from client.daemon import Daemon
+    from client.office import Office
+    from simulations.deploying.opening import Opener
+    from simulations.version import version
+
     opener = Opener(args.data, args.number, args.device, policy)
     office = Office(number=args.number, policy=policy, folder=folder, open_run=opener)
     with Interrupt() as interrupt, Daemon(office, place, version=version(), mode=mode) as daemon:

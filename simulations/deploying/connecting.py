@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from server.book import Book
+from server.exchange import Clock
 from server.link import Link
 from server.monitor import CountedPost
 from server.post import Answer, Post
@@ -56,7 +57,7 @@ class SignedPost:
         return self.post.fetch(letters)
 
 
-def connect(post: Post) -> Callable[[ActiveRun], Link]:
+def connect(post: Post, *, clock: Clock = Clock()) -> Callable[[ActiveRun], Link]:  # noqa: B008  # Frozen.
     """What `ActiveRun` needs to reach silos through a post; letters are signed where the server has a key for that.
 
     Raises:
@@ -68,7 +69,7 @@ def connect(post: Post) -> Callable[[ActiveRun], Link]:
         post = SignedPost(post, signing_key(Path(path)))
 
     def link(active: ActiveRun) -> Link:
-        return RemoteLink(post, Book(active.folder / BOOK), terms(active), counted=counted)
+        return RemoteLink(post, Book(active.folder / BOOK), terms(active), clock=clock, counted=counted)
 
     return link
 

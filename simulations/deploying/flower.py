@@ -6,19 +6,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from simulations.deploying.certificates import Folder
 from simulations.deploying.processes import ProcessError, Program, executable, listens
+from simulations.deploying.registering import Register
 from strategies.schema import ConfigError
 
 READY_S = 60.0
 FLEET_PORT, CONTROL_PORT = 9092, 9093
 """Where silos join, and where runs are started, unless other ports are chosen."""
 SIGNING = "CONFIDE_SIGNING_KEY"  # The environment says where the key is: no key is in a run's configuration.
+NODES = "nodes.json"  # Of a server's folder: the nodes that were let in.
 JOINED = "SuperNode ID:"  # What a SuperNode prints once the SuperLink knows it.
 
 
@@ -107,10 +109,10 @@ class Server:
         return self.printed if self.printed is not None else self.home / "superlink.log"
 
     def start(self) -> Program:
-        """Starts it, waits until it answers, and registers the nodes' keys.
+        """Starts it, waits until it answers, and lets in the nodes whose keys are there, and no others.
 
         Raises:
-            ProcessError: it did not start.
+            ProcessError: it did not start, or a key that was taken away is there again.
         """
         for where in (self.fleet, Address("127.0.0.1", self.control)):
             if listens("127.0.0.1" if where.host == "0.0.0.0" else where.host, where.port):
@@ -120,15 +122,21 @@ class Server:
         told = environment(self.home)
         if self.certificates is not None:
             told |= {SIGNING: str(self.certificates.signing_key.absolute())}
+        fresh = not self._database.exists()
         program = Program("flower-superlink", self._command(), log=self.log, environment=told)
         try:
             program.until(self._answers, timeout_s=READY_S, what="it answered")
-            for key in self._node_keys():
-                self._register(key)
+            if self.certificates is not None:
+                register = Register(self.name, self.home / NODES, partial(flwr, home=self.home))
+                register.allow(sorted(self.certificates.nodes.glob("*.pub")), fresh=fresh)
         except BaseException:
             program.stop()
             raise
         return program
+
+    @property
+    def _database(self) -> Path:
+        return self.home / "state.db"
 
     def _answers(self) -> bool:
         fleet = "127.0.0.1" if self.fleet.host == "0.0.0.0" else self.fleet.host
@@ -136,7 +144,7 @@ class Server:
 
     def _command(self) -> list[str]:
         command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.control)]
-        command += ["--fleet-api-address", str(self.fleet), "--database", str((self.home / "state.db").absolute())]
+        command += ["--fleet-api-address", str(self.fleet), "--database", str(self._database.absolute())]
         command += ["--disable-runtime-dependency-installation"]
         if self.certificates is None:
             return [*command, "--insecure"]
@@ -154,15 +162,6 @@ class Server:
         else:
             lines += [f"root-certificates = {quoted(str(self.certificates.authority.absolute()))}"]
         (self.home / "config.toml").write_text("\n".join(lines) + "\n")
-
-    def _node_keys(self) -> list[Path]:
-        return sorted(self.certificates.nodes.glob("*.pub")) if self.certificates is not None else []
-
-    def _register(self, key: Path) -> None:
-        done = flwr(["supernode", "register", str(key.absolute()), self.name], home=self.home)
-        told = f"{done.stdout} {done.stderr}"
-        if done.returncode != 0 and "already" not in told:  # From an earlier start with the same database.
-            raise ProcessError(f"{key}: the SuperLink did not register it: {' '.join(told.split())[:300]}")
 
 
 @dataclass(frozen=True)
@@ -233,19 +232,3 @@ def flwr(arguments: Sequence[str], *, home: Path, timeout_s: float = READY_S) ->
         )
     except subprocess.TimeoutExpired as error:
         raise ProcessError(f"flwr {arguments[0]}: no answer within {timeout_s:g} s") from error
-
-
-def last_json(text: str) -> Mapping[str, Any]:
-    """The JSON object that a command of `flwr` printed with `--format json`.
-
-    Raises:
-        ProcessError: there is none.
-    """
-    at = text.find("{")
-    try:
-        found = json.JSONDecoder().raw_decode(text[at:])[0] if at >= 0 else None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ProcessError(f"flwr: found no JSON in {' '.join(text.split())[:200]!r}")
-    return found

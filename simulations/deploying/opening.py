@@ -55,7 +55,8 @@ class Opener:
         Raises:
             Refused: with the reason, for both sides.
         """
-        experiment = read(hello)
+        assert hello.experiment is not None
+        experiment = read(hello.experiment, hello.digest)
         if self.policy is not None and (lines := unnamed(self.policy, experiment.strategy.name, experiment.task.name)):
             raise Refused("policy", "; ".join(lines))
         schema = hello.schema
@@ -73,15 +74,7 @@ class Opener:
         except ValueError as error:
             line = "the experiment does not fit the silo's rows or machine; its audit log says why"
             raise Refused("unsupported", line, private=str(error)) from error
-        terms = terms_of(experiment, prepared, self.number)
-        own_engine = replace(experiment, engine=Engine(stacked=experiment.engine.stacked, device=self.device))
-        return Opened(
-            terms=terms,
-            dataset=dataset,
-            mechanisms=prepared.plan.mechanisms,
-            values=experiment.wire.values,
-            host=lambda folder: _host(own_engine, prepared, folder),
-        )
+        return opened(experiment, prepared, self.number, dataset=dataset, device=self.device)
 
     def _rows(self, experiment: Experiment, schema: Schema) -> tuple[Federation, str]:
         data = experiment.data
@@ -98,18 +91,31 @@ class Opener:
         return own.of_file(self.data, experiment, schema, number=self.number, silos=data.silos)
 
 
-def read(hello: Task) -> Experiment:
-    """The experiment of a hello.
+def opened(
+    experiment: Experiment, prepared: Prepared, number: int, *, dataset: str, device: Literal["auto", "cpu", "cuda"]
+) -> Opened:
+    """What a run would do at a silo, whose rows a prepared experiment has."""
+    own_engine = replace(experiment, engine=Engine(stacked=experiment.engine.stacked, device=device))
+    return Opened(
+        terms=terms_of(experiment, prepared, number),
+        dataset=dataset,
+        mechanisms=prepared.plan.mechanisms,
+        values=experiment.wire.values,
+        host=lambda folder: _host(own_engine, prepared, folder),
+    )
+
+
+def read(text: str, known: str) -> Experiment:
+    """The experiment of a hello, and of its digest.
 
     Raises:
         Refused: not an experiment, not the one of the digest, or one that asks for what is not done across machines.
     """
-    assert hello.experiment is not None
     try:
-        experiment = load_text(hello.experiment, where="experiment")
+        experiment = load_text(text, where="experiment")
     except ConfigError as error:
         raise Refused("unsupported", error.problems[0]) from error
-    if digest(experiment) != hello.digest:
+    if digest(experiment) != known:
         raise Refused("wrong_experiment", "the experiment is not the one of its digest; run one version of confide")
     if lines := list(impossible(experiment)):
         raise Refused("unsupported", lines[0])

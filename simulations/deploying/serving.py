@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privacy.durable import atomic_write
+from server.flower import GridPost
 from server.loop import RoundResult
 from server.post import Post
 from simulations.commands import FAILED, OK
-from simulations.deploying import public
+from simulations.data.federation import Federation
+from simulations.deploying import public, virtual
 from simulations.deploying.connecting import connect
 from simulations.folders import default_folder, reopen
 from simulations.running import ActiveRun, Outcome, train
@@ -76,7 +78,11 @@ def serve(post: Post, settings: Mapping[str, object]) -> None:
 def _run(post: Post, asked: Order) -> Outcome:
     stop = asked.folder / STOP
     stop.unlink(missing_ok=True)
-    here = public.federation(asked.experiment)
+    if isinstance(post, GridPost) and post.simulated:
+        here: Federation | None = virtual.federation(asked.experiment, post.nodes)
+        post.folder = asked.folder.absolute() / virtual.SILOS
+    else:
+        here = public.federation(asked.experiment)
     opened = ActiveRun(asked.experiment, asked.folder, resume=asked.resume, connect=connect(post), federation=here)
     with opened as active:
         train(active, _say, stop=stop.exists)

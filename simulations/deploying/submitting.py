@@ -20,7 +20,8 @@ from server.loop import RoundResult
 from server.store import StoreError
 from simulations import accounts
 from simulations.commands import OK, REFUSED
-from simulations.deploying.flower import flwr, last_json, quoted
+from simulations.deploying.flower import flwr, quoted
+from simulations.deploying.registering import last_json
 from simulations.deploying.serving import STOP
 from simulations.folders import usable
 from simulations.running import Outcome
@@ -45,10 +46,12 @@ class Federation:
     Attributes:
         name: as `confide serve --name` has it, or a connection of `flwr`.
         home: the folder that FLWR_HOME names for it.
+        simulated: of a simulation: its nodes, as `flwr run --federation-config` takes them.
     """
 
     name: str
     home: Path
+    simulated: str = ""
 
     @classmethod
     def find(cls, name: str) -> Federation:
@@ -117,11 +120,9 @@ def _start(federation: Federation, settings: Mapping[str, str], temporary: Path)
     """Starts a run; returns its id."""
     chosen = temporary / "run.toml"
     chosen.write_text("".join(f"{name} = {quoted(value)}\n" for name, value in settings.items()))
-    done = flwr(
-        ["run", str(BUNDLE), federation.name, "--run-config", str(chosen), "--format", "json"],
-        home=federation.home,
-        timeout_s=SUBMIT_S,
-    )
+    command = ["run", str(BUNDLE), federation.name, "--run-config", str(chosen), "--format", "json"]
+    command += ["--federation-config", federation.simulated] if federation.simulated else []
+    done = flwr(command, home=federation.home, timeout_s=SUBMIT_S)
     told = " ".join(f"{done.stdout} {done.stderr}".split())
     if done.returncode != 0 or "run-id" not in done.stdout:
         raise FederationError(f"federation {federation.name}: the run was not taken: {told[-300:]}")

@@ -38,6 +38,12 @@ class Exporter(Collector):
         self._replays: dict[Path, Replay] = {}
         self._turn = threading.Lock()  # Scrapes may come together, and a replay reads each line once.
 
+    def read(self) -> int:
+        """Brings all runs up to date, which takes longest the first time; returns how many are shown."""
+        with self._turn:
+            self._refresh()
+            return len(self._replays)
+
     def describe(self) -> list[Metric]:
         """Nothing: a registry would else scrape once to find out."""
         return []

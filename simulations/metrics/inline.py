@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strategies.experiment import Metrics
-from strategies.schema import ConfigError
 
 LOOPBACK = "127.0.0.1"
 
@@ -38,13 +37,12 @@ def endpoint(metrics: Metrics, folder: Path) -> Iterator[Inline]:
         yield Inline()
         return
     from simulations.metrics.exporter import Exporter
-    from simulations.metrics.serving import serve
+    from simulations.metrics.serving import Unheard, serve
 
     try:
         port, stop = serve(Exporter(folder, max_runs=1), address=LOOPBACK, port=metrics.port)
-    except ConfigError as error:
-        reason = error.problems[0].replace("--port", "metrics.port")
-        yield Inline(line=f"metrics.inline: {reason}; the run goes on without it")
+    except Unheard as error:
+        yield Inline(line=f"metrics.inline: {error.problems[0]}; the run goes on without it")
         return
     try:
         yield Inline(port, f"metrics: http://{LOOPBACK}:{port}/metrics until the run ends")

@@ -21,6 +21,7 @@ __all__ = [
     "REASONS",
     "RESULTS",
     "RUN",
+    "SILO_METRICS",
     "WITHHELD",
     "Metric",
 ]
@@ -97,6 +98,22 @@ METRICS = (
     Metric("checkpoint_last_success_timestamp_seconds", "gauge", "When the checkpoint was last written"),
     Metric("checkpoint_bytes", "gauge", "Size of the checkpoint"),
 )
+SILO_METRICS = (
+    Metric("silo_requests_total", "counter", "Tasks of servers, by what came of them", ("outcome",)),
+    Metric("silo_rounds_total", "counter", "Rounds that this silo trained in, each attempt counted"),
+    Metric("silo_training_seconds", "histogram", "Seconds that this silo trained for"),
+    Metric("silo_bytes_total", "counter", "Bytes of tasks in, and of answers out", ("direction",)),
+    Metric("silo_last_answer_timestamp_seconds", "gauge", "When a task was last answered or refused, in Unix seconds"),
+    Metric("silo_epsilon_spent", "gauge", "Epsilon of all runs by this silo's own ledgers", ("unit",)),
+    Metric("silo_epsilon_budget", "gauge", "Epsilon that the policy allows", ("unit",)),
+    Metric("silo_epsilon_remaining", "gauge", "Budget less what is spent", ("unit",)),
+    Metric("silo_charges_total", "counter", "Charges in this silo's own ledgers", ("unit",)),
+    Metric("silo_ledgers", "gauge", "Ledgers, one a data set, by whether they can be read", ("state",)),
+    Metric("silo_ledger_writes_total", "counter", "Lines of this silo's ledgers, and failed writes", ("result",)),
+    Metric("silo_ledger_fsync_seconds", "histogram", "Seconds that the disk took for a charge in the ledger"),
+    Metric("silo_dry_run", "gauge", "1 where the policy says that nothing is trained"),
+)
+"""What `confide silo --metrics` shows of itself, to its owner; without a run's name."""
 BY_NAME = {metric.name: metric for metric in METRICS}
 
 PHASES = ("reserve", "train", "aggregate", "audit", "account", "evaluate", "store")

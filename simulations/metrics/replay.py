@@ -14,11 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from server.monitor import BOUNDS
 from simulations.metrics.names import BUCKETS, GROUPS, PHASES, REASONS, WITHHELD
 from simulations.metrics.tail import Tail
 from strategies.yaml_text import read_yaml
 
 OTHER = "other"
+PLACE = {bound: at for at, bound in enumerate(BOUNDS)}
 SUCCESS = "attack_success."  # As `simulations.attacks.measuring` writes it, which loads torch.
 
 
@@ -36,14 +38,15 @@ class Durations:
     def join(self, tallied: object) -> None:
         """As many as `server.monitor.tallied` counted."""
         found = _mapping(tallied)
-        for at, bound in enumerate((*map(str, BUCKETS), "+Inf")):
-            self.counts[at] += int(_mapping(found.get("counts")).get(bound, 0))
+        for bound, times in _mapping(found.get("counts")).items():
+            if (at := PLACE.get(bound)) is not None:
+                self.counts[at] += int(times)
         self.sum += number(found.get("sum")) or 0.0
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Upper bounds, and how many are no longer."""
         found, total = [], 0
-        for bound, count in zip((*map(str, BUCKETS), "+Inf"), self.counts):
+        for bound, count in zip(BOUNDS, self.counts):
             total += count
             found.append((bound, float(total)))
         return found

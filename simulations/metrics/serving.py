@@ -32,8 +32,18 @@ class Certificates:
     clients: Path
 
 
+class Unheard(ConfigError):
+    """Nothing can listen there now; what was to be watched can go on."""
+
+
 def serve(
-    collector: Collector, *, address: str, port: int, certificates: Certificates | None = None
+    collector: Collector,
+    *,
+    address: str,
+    port: int,
+    certificates: Certificates | None = None,
+    option: str = "--addr",
+    files: str = "--tls-cert, --tls-key and --client-ca",
 ) -> tuple[int, Callable[[], None]]:
     """Answers scrapes from a thread; returns the port, and what ends it.
 
@@ -42,19 +52,19 @@ def serve(
         address: an IP address of this machine, or localhost.
         port: 0 takes a free one.
         certificates: needed wherever others can reach the address.
+        option: what gave the address, for messages.
+        files: what gives certificates, likewise.
 
     Raises:
-        ConfigError: an address that is not safe or not ours, a port that is taken, or certificates that do not load.
+        ConfigError: an address that is not safe, or certificates that do not load.
+        Unheard: an address that is not ours, or a port that is taken.
     """
     from prometheus_client import CollectorRegistry, start_http_server
 
-    if certificates is None and not _loopback(address):
-        raise ConfigError(
-            [
-                f"--addr: {address} can be reached by others; give --tls-cert, --tls-key and --client-ca, or use "
-                "127.0.0.1 and a tunnel"
-            ]
-        )
+    local = _loopback(address, option)
+    if certificates is None and not local:
+        line = f"{option}: {address} can be reached by others; give {files}, or use 127.0.0.1 and a tunnel"
+        raise ConfigError([line])
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     server: WSGIServer
@@ -70,10 +80,10 @@ def serve(
             client_auth_required=certificates is not None,
         )
     except ssl.SSLError as error:
-        raise ConfigError([f"--tls-cert: cannot be used ({error.reason or error}); give PEM files"]) from error
+        raise ConfigError([f"{files}: cannot be used ({error.reason or error}); give PEM files"]) from error
     except OSError as error:
-        line = f"{address}:{port}: cannot listen ({error.strerror or error}); choose another --port"
-        raise ConfigError([line]) from error
+        line = f"{address}:{port}: cannot listen ({error.strerror or error}); choose another port"
+        raise Unheard([line]) from error
 
     def stop() -> None:
         server.shutdown()
@@ -83,10 +93,10 @@ def serve(
     return int(server.server_port), stop
 
 
-def _loopback(address: str) -> bool:
+def _loopback(address: str, option: str) -> bool:
     if address == "localhost":
         return True
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError as error:
-        raise ConfigError([f"--addr: found {address!r}; give an IP address, such as 127.0.0.1"]) from error
+        raise ConfigError([f"{option}: found {address!r}; give an IP address, such as 127.0.0.1"]) from error

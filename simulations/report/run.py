@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from simulations.report.axes import Point
-from strategies.yaml_text import read_yaml
+from simulations.report.places import without_folders
+from strategies.yaml_text import read_yaml, yaml_of
 
 
 class ReportError(ValueError):
@@ -25,7 +26,7 @@ class Run:
         result: what result.json holds.
         rows: the lines of rounds.jsonl up to the round that the result is about.
         experiment: the resolved experiment.
-        spelt: experiment.yaml as it is written.
+        spelt: experiment.yaml as it is written, but for folders.
     """
 
     result: Mapping[str, Any]
@@ -146,7 +147,10 @@ def read_run(folder: Path) -> Run:
     if len(lines) < result["rounds"]:
         raise ReportError(f"{rounds}: {len(lines)} lines for {result['rounds']} rounds; restore it from a copy")
     rows = [_json(line, rounds, number) for number, line in enumerate(lines[: result["rounds"]], 1)]
-    return Run(result, rows, read_yaml(experiment), spelt)
+    # The page is handed on: it shows the experiment without the folders of this machine.
+    read = read_yaml(experiment)
+    shown = without_folders(read)
+    return Run(result, rows, shown, spelt if shown == read else yaml_of(shown))
 
 
 def _text(path: Path, remedy: str) -> str:

@@ -29,7 +29,7 @@ from client.proto.silo_pb2 import Chunk, StatusRequest
 from client.proto.silo_pb2_grpc import SiloStub
 from client.relay import exchange
 from client.sockets import Place, Tls
-from strategies.envelope import EnvelopeError, Limits, Task, decode_reply, encode
+from strategies.envelope import EnvelopeError, Limits, Task, decode_reply, encode, refusal
 
 TASK = encode(Task(kind="close", run="ab" * 16, digest="cd" * 32, deadline_s=20.0))
 
@@ -51,6 +51,9 @@ class Echo:
         self.go.wait(20)
         self.cancelled.append(cancelled())
         return data[::-1]
+
+    def refuse(self, error: EnvelopeError) -> bytes:
+        return encode(refusal(error.code, error, silo=self.number))
 
 
 def office(echo: Echo) -> Office:

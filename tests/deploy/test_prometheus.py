@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from simulations.metrics.names import METRICS, PREFIX
+from simulations.metrics.names import METRICS, PREFIX, SILO_METRICS
+from simulations.metrics.serving import serve
+from simulations.metrics.silo import SiloExporter
 from simulations.running import run
 from strategies.loading import parse
+from tests.deploy.watching import ALERTS, CONFIDE, ROOT, Start, ask, free_port, value, wait, watch
+from tests.simulations.silos import apart, experiment, policy
 
-ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "confide.json"
-ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
-PATIENCE_S = 90
+GUARDED = policy(silo={"epsilon": 100.0, "delta": 1e-2}, unprotected=False, simulated_noise=True)
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +40,7 @@ def promtool(*arguments: object) -> str:
 
 
 def test_configuration_and_rules_are_valid() -> None:
-    assert "8 rules found" in promtool("check", "config", ALERTS.with_name("prometheus.yml"))
+    assert "10 rules found" in promtool("check", "config", ALERTS.with_name("prometheus.yml"))
 
 
 LABELS = 'run="r"'
@@ -79,17 +74,31 @@ STAGED: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {f'confide_group_bound_violation{{{LABELS},group="f"}}': "0.05x30"},
         {"run": "r", "group": "f"},
     ),
+    "ConfideLedgerFailed": (
+        {
+            f'confide_ledger_writes_total{{{LABELS},result="failed"}}': "1x30",
+            f'confide_run_state{{{LABELS},state="open"}}': "1x30",
+        },
+        {"run": "r", "result": "failed"},
+    ),
+    "ConfideAttackSpike": (
+        {
+            f'confide_attack_flags_total{{{LABELS},verdict="benign flagged"}}': "0+6x30",
+            f'confide_attack_flags_total{{{LABELS},verdict="benign passed"}}': "0+7x30",
+        },
+        {"run": "r"},
+    ),
     "ConfideRunUnreadable": ({"confide_exporter_unreadable_runs": "1x30"}, {}),
 }
 CALM = {"0x10": "1x10", "0x30": "0+60x30", "0.3x30": "3x30", "1x30": "0x30", "4x30": "9x30", "0+1x30": "0x30"}
-CALM |= {"0.05x30": "-0.05x30"}
+CALM |= {"0.05x30": "-0.05x30", "0+6x30": "0+2x30"}
 
 
 @pytest.mark.parametrize("fault", [True, False], ids=["fault", "calm"])
 @pytest.mark.parametrize("alert", STAGED)
 def test_an_alert_fires_in_its_fault_and_in_nothing_else(alert: str, fault: bool, tmp_path: Path) -> None:
     series, labels = STAGED[alert]
-    severity = "critical" if alert == "ConfideMeasuredAboveClaimed" else "warning"
+    severity = "critical" if alert in ("ConfideMeasuredAboveClaimed", "ConfideLedgerFailed") else "warning"
     given = [
         {"series": name, "values": values if fault else CALM.get(values, values)} for name, values in series.items()
     ]
@@ -115,39 +124,6 @@ def test_every_alert_is_staged() -> None:
     assert {rule["alert"] for rule in rules} == set(STAGED)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def ask(port: int, path: str, **query: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
-        return json.load(answer)["data"]
-
-
-def value(port: int, expression: str) -> dict[str, float]:
-    """What an expression is now, by run."""
-    return {
-        each["metric"].get("run", ""): float(each["value"][1])
-        for each in ask(port, "/api/v1/query", query=expression)["result"]
-    }
-
-
-def wait(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not _holds(condition):
-        assert time.monotonic() < end, what
-        time.sleep(0.3)
-
-
-def _holds(condition: Callable[[], bool]) -> bool:
-    try:
-        return condition()
-    except (OSError, KeyError):  # Prometheus is not up yet, or knows no such series.
-        return False
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """Runs that between them show every metric of a simulation."""
@@ -167,27 +143,14 @@ def store(tmp_path: Path) -> Path:
     data = {"path": str(rows), "target": "paid", "group": "sex", "silos": 4, "public_test": 0.3}
     fair = {"name": "fair", "strategy": {"name": "bounded_group_loss", "zeta": 0.6}, "cohort": {"sampling": "all"}}
     run(parse(base | fair | {"data": data}), out=folder / "fair")
+    number = {"name": "amounts", "task": "linear", "data": data | {"target": "a", "group": None}}
+    run(parse(base | number), out=folder / "amounts")
+    personal = {"name": "personal", "strategy": "mr_mtl", "data": base["data"] | {"test": 0.2}}
+    run(parse(base | personal), out=folder / "personal")
+    with ExitStack() as opened:  # Silos apart, for what only a network has; each with a folder of its own.
+        away = experiment(privacy={"silo": silo | {"noise_multiplier": 2.0, "delta": 1e-2}, "noise": "simulated"})
+        apart(away, tmp_path, GUARDED, opened, folder / "apart")
     return folder
-
-
-@pytest.fixture
-def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts processes that end with the test."""
-    found: list[subprocess.Popen[str]] = []
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def start(*command: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
-        )
-        found.append(process)
-        return process
-
-    yield start
-    for process in found:
-        process.terminate()
-    for process in found:
-        process.wait(timeout=30)
 
 
 def expressions() -> list[str]:
@@ -199,33 +162,36 @@ def expressions() -> list[str]:
 
 
 def test_prometheus_sees_a_live_run_move_and_answers_the_whole_dashboard(
-    store: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+    store: Path, tmp_path: Path, started: Start
 ) -> None:
-    metrics, port = free_port(), free_port()
-    confide = (sys.executable, "-m", "simulations")
-    started(*confide, "metrics", "serve", "--store", store, "--port", metrics)
-    config = yaml.safe_load(ALERTS.with_name("prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics}"]
-    config["rule_files"] = [str(ALERTS)]
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-    started(
-        "prometheus", "--config.file", tmp_path / "prometheus.yml", "--storage.tsdb.path", tmp_path / "tsdb",
-        "--web.listen-address", f"127.0.0.1:{port}",
-    )  # fmt: skip
-    live = started(*confide, "run", "quickstart", "--out", store / "live", "--set", "rounds=100000", "--quiet")
+    metrics = free_port()
+    started(*CONFIDE, "metrics", "serve", "--store", store, "--port", metrics)
+    silo, stop = serve(SiloExporter(tmp_path / "silo0", GUARDED), address="127.0.0.1", port=0)
+    try:
+        port = watch(started, tmp_path, {"confide": metrics, "confide-silo": silo})
+        live = started(*CONFIDE, "run", "quickstart", "--out", store / "live", "--set", "rounds=100000", "--quiet")
+        _look(port)
+    finally:
+        stop()
+    live.terminate()
+    assert live.wait(timeout=60) in (0, 130, 143)
 
-    wait(lambda: value(port, 'up{job="confide"}') == {"": 1.0}, "the target is not up")
-    wait(lambda: value(port, "confide_round")["live"] >= 1, "the live run is not seen")
+
+def _look(port: int) -> None:
+    wait(lambda: value(port, 'up{job="confide"}') == {"": 1.0}, lambda: "the target is not up")
+    wait(lambda: value(port, "confide_round")["live"] >= 1, lambda: "the live run is not seen")
     first = value(port, "confide_round")["live"]
-    wait(lambda: value(port, "confide_round")["live"] > first + 3, "the live run does not move")
-    wait(lambda: value(port, 'rate(confide_payload_bytes_total{direction="up"}[5s])')["live"] > 0, "no rate of bytes")
+    wait(lambda: value(port, "confide_round")["live"] > first + 3, lambda: "the live run does not move")
+    for moves in ('confide_payload_bytes_total{direction="up"}', "confide_ledger_fsync_seconds_count"):
+        wait(lambda moves=moves: value(port, f"rate({moves}[5s])")["live"] > 0, lambda: "no rate")
     assert value(port, 'confide_run_state{state="open"}')["live"] == 1
+    ahead = 'confide_privacy_epsilon_reserved{unit="silo"} - confide_privacy_epsilon_spent{unit="silo"}'
+    assert value(port, ahead)["live"] >= 0
 
     known = set(ask(port, "/api/v1/label/__name__/values"))
-    for metric in METRICS:  # Of the socket there is nothing to count in a simulation.
+    for metric in (*METRICS, *SILO_METRICS):
         names = [PREFIX + metric.name + end for end in (("_bucket", "_sum") if metric.kind == "histogram" else ("",))]
-        assert known.issuperset(names) or metric.name in ("wire_bytes_total", "model_mean_squared_error"), names
+        assert known.issuperset(names), names
     for expression in expressions():
         assert ask(port, "/api/v1/query", query=expression)["result"], expression
         assert known.issuperset(re.findall(r"confide_\w+", expression)), expression
@@ -233,11 +199,3 @@ def test_prometheus_sees_a_live_run_move_and_answers_the_whole_dashboard(
     groups = ask(port, "/api/v1/rules")["groups"]
     assert {rule["name"] for group in groups for rule in group["rules"]} == set(STAGED)
     assert all(rule["health"] == "ok" for group in groups for rule in group["rules"])
-
-    live.terminate()
-    assert live.wait(timeout=60) in (0, 130, 143)
-    (store / "broken").mkdir()
-    (store / "broken" / "experiment.yaml").write_text("- no experiment")
-    wait(
-        lambda: bool(ask(port, "/api/v1/query", query='ALERTS{alertname="ConfideRunUnreadable"}')["result"]), "no alert"
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -144,6 +146,9 @@ def test_a_server_killed_in_a_round_goes_on_in_another_flower_run(there: Running
         assert len(paid) <= 4
 
 
+APPS = ("flwr-serverapp", "flwr-clientapp")
+
+
 def serverapps(there: Running) -> list[int]:
     """The processes that run a ServerApp of this federation."""
     found = []
@@ -152,6 +157,42 @@ def serverapps(there: Running) -> list[int]:
         if any(part.endswith(b"flwr-serverapp") for part in command):
             found.append(pid)
     return found
+
+
+def test_the_only_secret_in_any_arguments_is_the_token_of_flowers_own_apps(there: Running, tmp_path: Path) -> None:
+    """All users of a machine can read arguments. Flower 1.39 starts its apps with `--token`, which nothing can change.
+
+    A version that hands it over in another way fails here, and SECURITY.md is then to say so.
+    """
+    assert there.files is not None
+    seen: set[tuple[str, ...]] = set()
+
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.1):
+            for pid in itertools.chain(*(each.family() for each in (there.superlink, *there.silos, *there.nodes))):
+                with contextlib.suppress(OSError):
+                    seen.add(tuple(Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        go(there, [*BARE, "rounds=1"], tmp_path / "there")
+    finally:
+        over.set()
+        looking.join()
+    programs = {"flower-superlink", "flower-supernode", "flower-superexec", *APPS}
+    told = {name: [line for line in seen if name in map(os.path.basename, line[:2])] for name in programs}
+    assert all(told.values())  # All kinds of processes were seen.
+    tokens = {line[line.index("--token") + 1] for name in APPS for line in told[name]}
+    assert len(tokens) >= 1 + SILOS
+    others = seen - {line for name in APPS for line in told[name]}
+    assert not [line for line in others if tokens & set(line)]
+    keys = [path.read_text() for path in there.files.path.rglob("*") if path.is_file()]
+    secrets = [line for key in keys if "PRIVATE KEY" in key for line in key.splitlines() if line and line[0] != "-"]
+    assert len(secrets) >= 4
+    assert not [secret for secret in secrets if any(secret in part for line in seen for part in line)]
 
 
 def test_a_silo_killed_in_a_run_is_counted_and_may_come_back(there: Running, stage: Stage, tmp_path: Path) -> None:

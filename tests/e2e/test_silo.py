@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +22,7 @@ import pytest
 
 from client.relay import exchange
 from client.sockets import Place
+from privacy.accountant import upper_epsilon
 from privacy.chain import load
 from privacy.events import Event, Gaussian
 from strategies.envelope import decode_task, encode
@@ -56,7 +59,11 @@ def daemon(folder: Path, data: str, *more: str) -> Iterator[subprocess.Popen[str
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
         try:
             assert process.stderr is not None
-            assert "answers at" in process.stderr.readline()
+            said = [process.stderr.readline()]
+            while "answers at" not in said[-1]:
+                assert said[-1].startswith("confide: metrics"), said
+                said.append(process.stderr.readline())
+            (folder / "said").write_text("".join(said))
             yield process
         finally:
             process.kill()
@@ -89,6 +96,34 @@ def test_what_was_answered_and_charged_outlives_the_process(folder: Path) -> Non
         assert process.wait(timeout=60) == 0
     assert not (folder / "s").exists()
     assert spent(folder) == [Gaussian(2.0)]
+
+
+def scraped(folder: Path) -> dict[str, float]:
+    """The silo's own counters; nothing of its rows or paths is there."""
+    [port] = re.findall(r"metrics: http://127\.0\.0\.1:(\d+)/metrics", (folder / "said").read_text())
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    assert str(folder) not in text
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    counted = ("_total", "_count", "_spent", "_sum")
+    return {name: float(value) for name, _, value in lines if name.partition("{")[0].endswith(counted)}
+
+
+def test_a_silo_tells_its_owner_what_it_did_also_after_it_was_killed(folder: Path) -> None:
+    run = experiment(privacy={"silo": SILO, "noise": "system"})
+    with daemon(folder, "digits", "--metrics", "127.0.0.1:0") as process:
+        assert scraped(folder)['confide_silo_requests_total{outcome="answered"}'] == 0
+        for task in (hello(run), asked(run), asked(run, round_=99)):
+            ask(folder, task)
+        before = scraped(folder)
+        process.kill()
+        process.wait()
+    assert before['confide_silo_requests_total{outcome="answered"}'] == 2
+    assert before['confide_silo_requests_total{outcome="stale"}'] == 1
+    assert before["confide_silo_rounds_total"] == before["confide_silo_training_seconds_count"] == 1
+    assert before['confide_silo_epsilon_spent{unit="silo"}'] == pytest.approx(upper_epsilon(Gaussian(2.0), 1e-2))
+    with daemon(folder, "digits", "--metrics", "127.0.0.1:0"):
+        assert scraped(folder) == before
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
@@ -206,5 +241,9 @@ def test_code_on_the_other_side_of_the_socket_reaches_neither_rows_nor_ledger(
         assert process.poll() is None
         assert not (folder / "pickled").exists()
         assert said(ask(folder, hostile_tasks()[3])).status == "ok"  # It still answers whoever keeps to the policy.
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        assert str(int(MARK)) not in process.stderr.read()
     assert stat.S_IMODE((folder / "own" / "audit.jsonl").stat().st_mode) == 0o600
     assert spent(folder) == [Gaussian(2.0)] * 2  # For the rounds that failed in training: what was begun is paid.

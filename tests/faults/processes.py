@@ -5,8 +5,8 @@ offices behind the real daemon on a Unix socket, and the server reaches them by 
 Flower, which carries the relay's messages, is left out.
 
 What is done is noted beside it, so that the laws can be looked at from outside: `asked` in a run's folder (a line for
-every letter that asks for training), `used` (whose updates a round used), `trained` in a silo's folder (a line for
-every training that begins).
+every letter that asks for training, with how many charges were on the disk before it left), `used` (whose updates a
+round used), `trained` in a silo's folder (a line for every training that begins).
 """
 
 from __future__ import annotations
@@ -75,6 +75,12 @@ def note(path: Path, *words: object) -> None:
     os.close(handle)
 
 
+def charged(ledger: Path) -> int:
+    """The charges of whole silos that are on the disk."""
+    rows = [json.loads(line) for line in ledger.read_text().split("\n")[:-1]]
+    return sum(row["kind"] == "reserve" and row["unit"] == "silo" for row in rows)
+
+
 @dataclass
 class RelayPost:
     """Carries letters as relays do: one thread for each, to the socket of its silo."""
@@ -93,7 +99,7 @@ class RelayPost:
         for silo, data in letters.items():
             task = peek(data)
             if task.kind == "train":
-                note(self.noted, silo, task.round, task.attempt)
+                note(self.noted, silo, task.round, task.attempt, charged(self.noted.with_name("ledger.jsonl")))
             letter = os.urandom(8).hex()
             where = Place(path=str(self.sockets[silo]))
             self._calls[letter] = silo, self._pool.submit(exchange, data, where, connect_s=CONNECT_S)
@@ -166,7 +172,7 @@ def forked(work: Callable[[], None]) -> int:
     os._exit(0)
 
 
-def silo(number: int, folder: Path, seam: Mapping[str, Any] | None) -> int:
+def silo(number: int, folder: Path, seam: Mapping[str, Any] | None, policy: Mapping[str, Any] = POLICY) -> int:
     """Starts a silo."""
 
     def work() -> None:
@@ -180,7 +186,7 @@ def silo(number: int, folder: Path, seam: Mapping[str, Any] | None) -> int:
         if seam is not None:
             arm(seam)
         office = Office(
-            number=number, policy=decode(Policy, POLICY), folder=folder, open_run=Opener("digits", number, "cpu")
+            number=number, policy=decode(Policy, policy), folder=folder, open_run=Opener("digits", number, "cpu")
         )
         with Daemon(office, Place(path=str(folder.with_suffix(".s")))):
             signal.pause()
@@ -221,11 +227,14 @@ def server(
 
 
 class Silos:
-    """Silos that run, in a folder."""
+    """Silos that run, in a folder; each with a policy, which is the same for those that none is given for."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.numbers = folder, range(count)
-        self.pids = {number: silo(number, self.of(number), None) for number in self.numbers}
+    def __init__(self, folder: Path, count: int, policies: Mapping[int, Mapping[str, Any]] | None = None) -> None:
+        self.folder, self.numbers, self.policies = folder, range(count), policies or {}
+        self.pids = {number: self._start(number, None) for number in self.numbers}
+
+    def _start(self, number: int, seam: Mapping[str, Any] | None) -> int:
+        return silo(number, self.of(number), seam, self.policies.get(number, POLICY))
 
     def of(self, number: int) -> Path:
         return self.folder / f"silo{number}"
@@ -237,7 +246,7 @@ class Silos:
     def again(self, number: int, seam: Mapping[str, Any] | None = None) -> None:
         """Kills a silo if it lives, and starts it anew."""
         self.kill(number)
-        self.pids[number] = silo(number, self.of(number), seam)
+        self.pids[number] = self._start(number, seam)
 
     def kill(self, number: int) -> None:
         if number in self.pids:

@@ -1,9 +1,16 @@
-"""`make soak`: a server and silos, eight processes, that are killed at random for 200 rounds; then the books are read.
+"""`make soak`: a server and silos, eight processes, that are killed at random until a budget of 200 rounds is spent.
 
 Victims and times follow from a seed; where in its work a victim is, does not. The server reaches silos' daemons on
 their sockets as relays do, without Flower between them, whose polls would make hours of 200 rounds. The last silo is
-hostile: whatever it answers arrives spoilt. In the end the invariants I1 to I4 must hold, and the model must be, bit
-for bit, that of a run in peace in which the same silos answered in the same rounds.
+hostile: whatever it answers arrives spoilt. The first silo's own budget lasts for a quarter of the rounds. Both budgets
+are reached, whoever is killed around the last round that they allow. Then the books are read: the invariants I1 to I4
+must hold, at every letter that left, and the model must be, bit for bit, that of a run in peace in which the same silos
+answered in the same rounds.
+
+- I1: every attempt that anybody was asked for was paid before, on either side, and what is reported is what was paid.
+- I2: no attempt was asked for that the budget did not cover, and the budget was used to its end: by nobody more.
+- I3: no line that was ever on the disk is lost, every round is there once, and summed as it is counted.
+- I4: what the hostile silo sent was in no sum, and stopped nothing.
 
     python -m tests.faults.soak [--rounds 200] [--silos 7] [--every 4] [--down 1] [--seed 0]
 """
@@ -42,6 +49,7 @@ from tests.server.posts import FakePost, Silo, Time
 
 LARGE = 2000  # Bytes: only updates are longer.
 NOISE, DELTA = 2.0, 1e-2
+POOR = 0  # The silo whose own budget ends first.
 
 
 def spoilt(data: bytes, rng: random.Random) -> bytes:
@@ -56,7 +64,7 @@ class Soak:
 
     Attributes:
         folder: of everything; short, as sockets' paths must be.
-        rounds: of the run.
+        rounds: that the budget lasts for; twice as many are planned.
         silos: of the federation.
         every: mean seconds from kill to kill.
         down: a silo that was killed stays away for as many seconds at most.
@@ -84,18 +92,20 @@ class Soak:
         return self.silos - 1
 
     @property
-    def budget(self) -> float:
-        return epsilon(Repeated(Gaussian(NOISE), 3 * self.rounds), DELTA).upper
+    def poor(self) -> int:
+        """Attempts that the poor silo's own budget lasts for: few, as it is asked in none while it is down."""
+        return self.rounds // 4
 
     @property
     def config(self) -> dict[str, Any]:
         data = CONFIG["data"] | {"silos": self.silos}  # type: ignore[operator]
-        budget = {"epsilon": self.budget, "delta": DELTA}
-        return CONFIG | {"rounds": self.rounds, "data": data, "budget": budget}
+        budget = {"epsilon": lasting(self.rounds), "delta": DELTA}
+        return CONFIG | {"rounds": 2 * self.rounds, "data": data, "budget": budget}
 
     def go(self) -> None:
         """Runs to the end, whoever is killed on the way."""
-        silos = Silos(self.folder, self.silos)
+        poor = POLICY | {"silo": {"epsilon": lasting(self.poor), "delta": DELTA}}
+        silos = Silos(self.folder, self.silos, {POOR: poor})
         pid, due = self._start(silos), self._due()
         try:
             while True:
@@ -151,19 +161,23 @@ class Soak:
             for name, kept in before.items():
                 if last[name][: len(kept)] != kept:
                     yield f"I1, I3: {name} lost a line that was on the disk"
-        asked = {tuple(line.split()[1:]) for line in lines(self.run / "asked")}
         paid = charges(last["server"]).total()
-        if not paid >= len(asked) or paid != result["privacy"]["silo"]["charged_rounds"]:
-            yield f"I1: the server asked {len(asked)} times, paid {paid} times"
+        yield from self._asked(paid)
+        if paid != result["privacy"]["silo"]["charged_rounds"]:
+            yield f"I1: paid {paid} times, {result['privacy']['silo']['charged_rounds']} are reported"
         if result["privacy"]["silo"]["epsilon_upper"] != epsilon(Repeated(Gaussian(NOISE), paid), DELTA).upper:
             yield "I1: what is reported is not the price of what was paid"
         for number in range(self.silos):
             began, there = len(lines(self.folder / f"silo{number}" / "trained")), charges(last[str(number)]).total()
             if not there >= began:
                 yield f"I1: silo {number} began to train {began} times and paid {there} times"
-        if not result["privacy"]["silo"]["epsilon_upper"] <= self.budget:
+            if number == POOR and there != self.poor:
+                yield f"I2: silo {number} paid {there} times, its budget lasts for {self.poor}"
+        if not result["privacy"]["silo"]["epsilon_upper"] <= lasting(self.rounds):
             yield "I2: more than the budget"
-        if [json.loads(line)["round"] for line in last["rounds"]] != list(range(1, self.rounds + 1)):
+        if not str(result["stopped"]).startswith("budget:"):
+            yield "I2: the budget was not reached, so nothing was tried"
+        if [json.loads(line)["round"] for line in last["rounds"]] != list(range(1, result["rounds"] + 1)):
             yield "I3: not every round is there once"
         if any(self.bad in silos for silos in self.used().values()):
             yield "I4: the hostile silo was summed"
@@ -171,6 +185,24 @@ class Soak:
             yield "I3, I4: updates that were summed are not those that were counted"
         if peaceful(self) != result["model"]["sha256"]:
             yield "the model is not that of a run in peace"
+
+    def _asked(self, paid: int) -> Iterator[str]:
+        """What does not hold of the letters that left, one by one, by what was on the disk when they did."""
+        attempts: set[tuple[str, str]] = set()
+        for line in lines(self.run / "asked"):
+            _, round_, attempt, before = line.split()
+            attempts.add((round_, attempt))
+            if not int(before) >= len(attempts):
+                yield f"I1: attempt {attempt} at round {round_} was the {len(attempts)}th, and {before} were paid"
+            if not int(before) <= self.rounds:
+                yield f"I2: attempt {attempt} at round {round_} was asked for beyond the budget"
+        if paid != self.rounds:
+            yield f"I2: {paid} attempts were paid where the budget lasts for {self.rounds}"
+
+
+def lasting(rounds: int) -> float:
+    """An epsilon that lasts for so many rounds and no more, half way to the next one."""
+    return sum(epsilon(Repeated(Gaussian(NOISE), times), DELTA).upper for times in (rounds, rounds + 1)) / 2
 
 
 def lines(path: Path) -> list[str]:
@@ -190,6 +222,7 @@ def ledgers_of(folder: Path, run: Path, silos: int) -> dict[str, list[str]]:
 def peaceful(soak: Soak) -> str:
     """The model of a run in one process, in which those silos answer a round that answered it there."""
     used, post = soak.used(), FakePost(Time())
+    ends = len(lines(soak.run / "rounds.jsonl"))
 
     def only(number: int, handle: Silo) -> Silo:
         def answers(data: bytes) -> bytes | None:
@@ -207,7 +240,7 @@ def peaceful(soak: Soak) -> str:
             office = Office(number=number, policy=decode(Policy, POLICY), folder=place, open_run=opener)
             post.silos[number] = only(number, opened.enter_context(closing(office)).handle)
         active = opened.enter_context(ActiveRun(parse(soak.config), soak.folder / "peace", connect=connect(post)))
-        train(active)
+        train(active, stop=lambda: len(lines(active.folder / "rounds.jsonl")) >= ends)
         found: Mapping[str, Any] = active.finish().result
         return str(found["model"]["sha256"])
 
@@ -234,7 +267,13 @@ def main() -> int:
     killed = {"server": 0, "silo": 0, "all": 0}
     for victim in soak.kills:
         killed[victim if victim in killed else "silo"] += 1
-    facts = {"rounds": result["rounds"], "processes": args.silos + 1, "kills": killed, "seconds": round(seconds, 1)}
+    facts = {
+        "rounds": result["rounds"],
+        "stopped": result["stopped"],
+        "processes": args.silos + 1,
+        "kills": killed,
+        "seconds": round(seconds, 1),
+    }
     facts |= {"paid": result["privacy"]["silo"]["charged_rounds"], "updates": result["updates"]}
     print(json.dumps(facts | {"problems": problems}))
     return 1 if problems else 0

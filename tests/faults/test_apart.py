@@ -121,7 +121,7 @@ class Place:
     def asked(self, name: str) -> set[tuple[int, int]]:
         """Rounds and attempts of letters that left."""
         words = [line.split() for line in (self.folder / name / "asked").read_text().splitlines()]
-        return {(int(round_), int(attempt)) for _, round_, attempt in words}
+        return {(int(round_), int(attempt)) for _, round_, attempt, _ in words}
 
     def trained(self, name: str, silo: int) -> Counter[int]:
         """How often a silo began to train in each round of a run."""

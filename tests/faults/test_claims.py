@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.faults.claims import claimed
+from tests.faults.claims import TABLE, claimed
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -19,6 +19,7 @@ def names_in(path: Path) -> set[str]:
 def test_every_fault_is_claimed_once_and_in_order() -> None:
     faults = list(dict.fromkeys(fault for fault, _, _ in claimed()))
     assert faults == [f"F{number}" for number in range(1, 33)]
+    assert f"{len(faults)} of 32 are tested." in TABLE.read_text()
 
 
 def test_claims_are_of_tests_that_exist() -> None:

@@ -10,9 +10,7 @@ from typing import Any
 
 from client.office import Office
 from client.policy import Policy
-from server.book import Book
-from server.remote import RemoteLink
-from simulations.deploying.connecting import public, schema, terms
+from simulations.deploying.connecting import connect, public, schema
 from simulations.deploying.opening import Opener
 from simulations.preparing import prepare
 from simulations.running import ActiveRun, train
@@ -72,7 +70,9 @@ def said(data: bytes, run: Experiment | None = None) -> Reply:
     return decode_reply(data, Expected(run.strategy.channels(size), values=run.wire.values))
 
 
-def apart(run: Experiment, folder: Path, rules: Policy, opened: ExitStack) -> tuple[Mapping[str, Any], FakePost]:
+def apart(
+    run: Experiment, folder: Path, rules: Policy, opened: ExitStack, out: Path | None = None
+) -> tuple[Mapping[str, Any], FakePost]:
     """A whole run in which every silo is an office of its own; its result, and what was sent."""
     time = Time()
     post = FakePost(time)
@@ -81,9 +81,6 @@ def apart(run: Experiment, folder: Path, rules: Policy, opened: ExitStack) -> tu
         post.silos[number] = silo.handle
     remote = replace(run, engine=replace(run.engine, kind="flower"))
 
-    def connect(active: ActiveRun) -> RemoteLink:
-        return RemoteLink(post, Book(active.folder / "federation.json"), terms(active), clock=time.clock)
-
-    with ActiveRun(remote, folder / "run", connect=connect) as active:
+    with ActiveRun(remote, out or folder / "run", connect=connect(post, clock=time.clock)) as active:
         train(active)
         return active.finish().result, post

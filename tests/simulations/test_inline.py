@@ -63,7 +63,7 @@ def test_a_port_that_is_taken_is_one_line_and_the_model_is_the_same(
     assert taken == plain == run(experiment(metrics=INLINE), out=tmp_path / "on").result["model"]["sha256"]
     assert capsys.readouterr().err.splitlines() == [
         f"confide: metrics.inline: 127.0.0.1:{port}: cannot listen (Address already in use); choose another "
-        "metrics.port; the run goes on without it"
+        "port; the run goes on without it"
     ]
 
 

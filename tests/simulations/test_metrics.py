@@ -273,6 +273,14 @@ def test_with_certificates_only_clients_of_the_authority_are_let_in(store: Path,
         stop()
 
 
+def test_a_key_that_others_can_read_is_refused(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = certificates(tmp_path)
+    files.key.chmod(0o640)
+    pem = ["--tls-cert", str(files.certificate), "--tls-key", str(files.key), "--client-ca", str(files.clients)]
+    assert main(["metrics", "serve", "--store", str(store), "--port", "0", *pem]) == 2
+    assert f"{files.key}: can be read by others (mode 640); use: chmod 600" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

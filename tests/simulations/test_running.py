@@ -19,6 +19,7 @@ from privacy.ledger import LedgerError
 from server.store import StoreError
 from simulations import preparing
 from simulations.folders import reopen
+from simulations.metrics.names import WITHHELD
 from simulations.running import INTERRUPTED, ActiveRun, Outcome, run, train
 from strategies.experiment import Experiment, LocalPrivacy, Privacy
 from strategies.loading import parse
@@ -77,6 +78,7 @@ def test_a_run_leaves_its_model_its_lines_and_its_claim(data: Path, tmp_path: Pa
     rows = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
     claimed = outcome.result["privacy"]["silo"]
     assert rows[-1]["epsilon"] == claimed["epsilon_upper"] == price(6)
+    assert outcome.read().series("epsilon") == [(row["round"], row["epsilon"]) for row in rows]
     assert rows[-1]["accuracy"] == outcome.result["metrics"]["accuracy"]
     assert (outcome.result["rounds"], claimed["charged_rounds"], outcome.result["stopped"]) == (6, 6, None)
     model = tmp_path / "run" / "model.safetensors"
@@ -326,6 +328,19 @@ def test_what_epsilon_does_not_cover_is_said(data: Path, tmp_path: Path) -> None
     private = go(experiment(data), tmp_path / "private").result["notes"]
     assert "epsilon does not cover counts (silos, cohorts, failures, bytes) and times, which are exact" in private
     assert not any("epsilon" in note for note in go(experiment(data, privacy={}), tmp_path / "open").result["notes"])
+
+
+def test_what_is_withheld_is_named_and_what_is_not_is_stamped(data: Path, tmp_path: Path) -> None:
+    runs = {"strict": {}, "research": {"metrics": {"privacy": "research"}}, "none": {"privacy": {}}}
+    for kind, changes in runs.items():
+        result = go(experiment(data, **changes), tmp_path / kind).result
+        withheld = list(WITHHELD) if kind == "strict" else []
+        assert result["shown"] == {"privacy": kind, "withheld": withheld}
+        words = [f"metrics.privacy is {each}" in " ".join(result["notes"]) for each in ("strict", "research")]
+        assert words == [kind == "strict", kind == "research"]
+        report = (tmp_path / kind / "report.html").read_text()
+        assert ("metrics.privacy is research" in report.lower()) == (kind == "research")
+        assert all(name in report for name in withheld)
 
 
 def test_the_plan_and_the_loop_charge_the_same_event(data: Path, tmp_path: Path) -> None:

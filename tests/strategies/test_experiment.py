@@ -110,6 +110,7 @@ def test_every_key_of_every_variant_has_a_line_of_help() -> None:
         "privacy.silo.channels",
         "strategy",
         "attacks",
+        "metrics.sinks",
     }
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from simulations.cli import parser
 from simulations.deploying.certificates import Folder
-from simulations.deploying.flower import Address, Server, environment, last_json, quoted
-from simulations.deploying.processes import ProcessError
+from simulations.deploying.flower import Address, Server, environment, quoted
 from strategies.schema import ConfigError
 
 
@@ -64,10 +63,3 @@ def test_nobody_is_called_and_nothing_is_installed(tmp_path: Path) -> None:
     told = environment(tmp_path)
     assert told["FLWR_TELEMETRY_ENABLED"] == "0"
     assert told["FLWR_DISABLE_UPDATE_CHECK"] == told["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
-
-
-def test_json_among_other_words() -> None:
-    assert last_json('Loading\n{"run-id": "7"} done') == {"run-id": "7"}
-    for text in ("", "nothing", "{", "[1]"):
-        with pytest.raises(ProcessError):
-            last_json(text)
