@@ -131,6 +131,20 @@ def test_the_claim_of_several_runs_is_the_largest(runs: Path, tmp_path: Path) ->
     assert " ∞ " in table
 
 
+def test_an_error_stands_in_no_column_of_accuracies(runs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(runs / "base/seed-0", copy)
+    result = json.loads((copy / "result.json").read_text())
+    result["metrics"] = {"mse": 0.4321, "loss": 0.21, "per_silo": None}
+    (copy / "result.json").write_text(json.dumps(result))
+    text = (copy / "experiment.yaml").read_text()
+    (copy / "experiment.yaml").write_text(text.replace("name: logistic", "name: linear"))
+    found = words(page([str(runs / "base/seed-0"), str(copy)], tmp_path / "page.html"))
+    assert "B linear 1 – 0.210" in found.replace("task ", "")
+    assert "0.432" not in found
+    assert "A is scored by accuracy, B by mse" in found
+
+
 def test_claims_at_different_deltas_share_no_axis(runs: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     sets = [part for each in (*SMALL[:2], "privacy.silo.delta=1e-4") for part in ("--set", each)]
