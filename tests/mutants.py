@@ -3245,6 +3245,48 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "comparing the unlike",
+        "simulations/comparing.py",
+        "    if data:\n",
+        "    if not data and data:\n",
+    ),
+    Mutant(
+        "comparing a twin",
+        "simulations/comparing.py",
+        "        if again:\n",
+        "        if again and not again:\n",
+    ),
+    Mutant(
+        "comparing too surely",
+        "simulations/comparing.py",
+        "t.ppf((1 + CONFIDENCE) / 2, count - 1)",
+        "t.ppf(CONFIDENCE, count - 1)",
+    ),
+    Mutant(
+        "comparison of the least",
+        "simulations/report/comparison.py",
+        "number(max(known) if",
+        "number(min(known) if",
+    ),
+    Mutant(
+        "comparison of unlike deltas",
+        "simulations/report/comparison_figures.py",
+        """(claim["delta"], claim.get("neighbours")) for claim in claims}) > 1:""",
+        """claim["method"] for claim in claims}) > 9:""",
+    ),
+    Mutant(
+        "a report holds nothing back",
+        "simulations/report/silos.py",
+        "    if not run.private_shown:\n",
+        "    if not run.rows:\n",
+    ),
+    Mutant(
+        "reproducing leaves out changes of a nested key",
+        "simulations/reproducing.py",
+        """            yield from _changes(was, value, f"{key}.")""",
+        """            yield from ()""",
+    ),
+    Mutant(
         "monitor: what is reserved is told after the round",
         "server/loop.py",
         "        store.monitor.reserved(round_, odometer.after(charges))\n",

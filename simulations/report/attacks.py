@@ -23,8 +23,10 @@ def attacks_section(run: Run) -> Html:
             lines.append(Line(f"{words} {number(points[-1][1])}%", points))
         body.append((words, "not tested" if success is None else score("accuracy", success)))
     rounds, unit = len(run.rows), "% of triggered test rows of other classes that are taken for the target"
-    charts = [line_chart("attack-success", "Attack success", unit=unit, lines=lines, rounds=rounds)] if lines else []
-    charts += _flags(run)
+    charts = [
+        line_chart(f"attack-success-{at}", "Attack success", unit=unit, lines=lines[at : at + 2], rounds=rounds)
+        for at in range(0, len(lines), 2)
+    ] + _flags(run)
     table = element("table", {"class": "facts"}, element("tbody", {}, *(_row(name, value) for name, value in body)))
     said = [element("p", {}, text) for text in (_asked(found["asked"], found["minority_silos"]), _caught(found))]
     parts = [element("h2", {}, "Malicious silos"), *said, table]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulations.report.axes import POINTS, Point, thin, tick_labels, ticks
-from simulations.report.frame import HEIGHT, LETTER, figure, level, notch, percent, short
+from simulations.report.frame import BOLD, HEIGHT, LETTER, figure, level, notch, percent, short
 from simulations.report.markup import Html, Value, element
 
 DOTTED = 40  # Up to so many points each is shown as a dot, too.
@@ -95,7 +95,7 @@ def line_chart(
     ]
     margins = (
         max(44.0, 14 + LETTER * max(map(len, names))),
-        16 + LETTER * max(2, *(len(line.label) for line in lines)),
+        16 + BOLD * max(2, *(len(line.label) for line in lines)),
     )
     described = ". ".join(_told(line) for line in lines)
     beside = "; ".join([unit, *(f"dotted: {mark.label}" for mark in marks)])

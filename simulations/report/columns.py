@@ -116,7 +116,7 @@ def _legend(stacks: Sequence[Stack]) -> list[str]:
 
 def _told(edges: Sequence[float], stacks: Sequence[Stack]) -> str:
     """The columns in words, for who cannot see them."""
-    names = tick_labels(edges)
+    names = [f"{edge:.6g}" for edge in edges]
     kinds = []
     for stack in stacks:
         held = [f"{count:g} from {low} to {high}" for count, low, high in zip(stack.counts, names, names[1:]) if count]

@@ -97,17 +97,21 @@ def _numbers(groups: Sequence[Shown]) -> Html:
     first = TITLES[metric(groups[0].group.members[0].result)].lower()
     header = ["experiment", "runs", first, "loss", *(title for _, title in kinds or CLAIMS[:1])]
     header += [*(["ε measured"] if measured else []), "sent", "time in rounds"]
-    body = [_line(each, [name for name, _ in kinds or CLAIMS[:1]], measured) for each in groups]
+    held = metric(groups[0].group.members[0].result)  # Others have a dash: a column has one unit.
+    body = [_line(each, held, [name for name, _ in kinds or CLAIMS[:1]], measured) for each in groups]
     said = "Means over the runs of an experiment, ± one standard deviation; of a claimed ε the largest of its runs."
     many = any(len(each.group.members) > 1 for each in groups)
     shown = [element("p", {}, said)] if many else []
     return element("section", {}, element("h2", {}, "In numbers"), *shown, table(header, body))
 
 
-def _line(shown: Shown, kinds: Sequence[str], measured: bool) -> Sequence[str]:
-    group, name = shown.group, metric(shown.group.members[0].result)
+def _line(shown: Shown, name: str, kinds: Sequence[str], measured: bool) -> Sequence[str]:
+    group = shown.group
     cells = [f"{group.letter}  {group.label}", str(len(group.members))]
-    cells += [_mean(group, name, scale(shown), "%" if name == "accuracy" else ""), _mean(group, "loss", 1.0, "")]
+    cells += [
+        _mean(group, name, 100.0 if name == "accuracy" else 1.0, "%" if name == "accuracy" else ""),
+        _mean(group, "loss", 1.0, ""),
+    ]
     cells += [_claim(group, kind) for kind in kinds]
     cells += [_mean(group, "measured", 1.0, "")] if measured else []
     seconds = statistics.fmean(each.result["seconds"] for each in group.members)

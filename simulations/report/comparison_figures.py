@@ -35,7 +35,7 @@ def frontiers_section(groups: Sequence[Shown]) -> Html:
         figures += drawn
         texts += [text] if text else []
     if scored:
-        figures.append(_traffic(scored))
+        figures.insert(1 if figures else 0, _traffic(scored))  # Beside the first, as it is as high.
     heading = element("h2", {}, "What it costs")
     if not figures:
         return element("section", {}, heading, element("p", {}, "No run has a score that may be shown."))

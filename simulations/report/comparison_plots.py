@@ -21,7 +21,7 @@ from simulations.report.words import number, scaled
 
 WIDE = 8.0  # Values this many times apart are drawn on a logarithmic axis.
 SHOWN_CLAIMS = 10  # Experiments; the table has them all.
-LEGEND = 20  # Characters of a name that fit into a legend.
+LEGEND = 22  # Characters of a name that fit into a legend.
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -36,10 +36,11 @@ class Shown:
     @property
     def name(self) -> str:
         """Its letter and label, as short as a legend needs them."""
-        label = f"{self.group.letter}  {self.group.label}"
-        if len(label) <= LEGEND:
-            return label
-        return f"{label[: LEGEND - 1].rpartition(', ')[0] or label[: LEGEND - 1]} …"
+        first, _, rest = self.group.label.partition(", ")
+        room = LEGEND - 3  # After its letter.
+        label = self.group.label if len(self.group.label) <= room else f"{first} …" if rest else first
+        kept = label if len(label) <= room else f"…{label[1 - room :]}"  # The end has the value.
+        return f"{self.group.letter}  {kept}"
 
     @property
     def place(self) -> int:

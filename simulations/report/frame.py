@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from simulations.report.markup import Html, Value, element, join
 
 HEIGHT = 170  # Pixels from the highest tick to the lowest.
-LETTER = 6.8  # Pixels of a tabular digit at 12 px, rounded up.
+LETTER = 6.8  # Pixels of a tabular digit at 12 px, rounded up;
+BOLD = 7.6  # of a letter of a label at the end of a line, which is bold.
 
 
 def figure(

@@ -62,7 +62,7 @@ def _losses(key: str, found: Mapping[str, Any], run: Run) -> Html:
     bounds = (run.result.get("strategy_report") or {}).get("zeta") or []
     marks = [Mark(f"bound {bounds[0]:.4g}", bounds[0])] if len(set(bounds)) == 1 else []
     rest = f"; {len(known) - len(spans)} more groups lose less" if len(known) > len(spans) else ""
-    return span_chart(key, "Loss by group", unit=f"mean over the group's rows{rest}", spans=spans, marks=marks)
+    return span_chart(key, "Loss by group", unit=f"mean over the group’s rows{rest}", spans=spans, marks=marks)
 
 
 def _or_dash(value: float | None) -> str:

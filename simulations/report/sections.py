@@ -37,7 +37,7 @@ def learning_section(run: Run) -> Html:
         line_chart("clip", "Clipped", unit="% of updates", lines=[clipped], rounds=rounds, from_zero=True)
         if clipped
         else None,
-        _clip_norms(run),
+        *_clip_norms(run),
     ]
     drawn = [chart for chart in charts if chart is not None]
     remarks = [element("p", {}, text) for text in _remarks(run)]
@@ -52,7 +52,7 @@ def _line(run: Run, name: str, word: str, *, scale: float = 1, end: str = "") ->
     return Line(f"{word} {number(points[-1][1])}{end}".strip(), points, band) if points else None
 
 
-def _clip_norms(run: Run) -> Html | None:
+def _clip_norms(run: Run) -> list[Html]:
     """The clip norms of rounds where they adapt; they follow from released counts, so they are public."""
     claimed = run.claimed or {}
     adapts = [name for name, each in claimed.get("channels", {}).items() if each["count_noise"] is not None]
@@ -61,7 +61,10 @@ def _clip_norms(run: Run) -> Html | None:
         points = [(row["round"], row["clip_norms"][name]) for row in run.rows]
         lines += [Line(f"{name} {number(points[-1][1])}", points)] if points else []
     unit = "longest update that is not shortened, by channel"
-    return line_chart("clip-norm", "Clip norm", unit=unit, lines=lines, rounds=len(run.rows)) if lines else None
+    return [
+        line_chart(f"clip-norm-{at}", "Clip norm", unit=unit, lines=lines[at : at + 2], rounds=len(run.rows))
+        for at in range(0, len(lines), 2)
+    ]
 
 
 def _loss_unit(run: Run) -> str:

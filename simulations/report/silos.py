@@ -51,7 +51,25 @@ def _places(run: Run) -> Html:
         ranks = (score(run.metric, spread[rank]) for rank in ("p10", "p50", "p90"))
         body.append((name, score(run.metric, each[run.metric]), "–" if loss is None else number(loss), *ranks))
     said = "Score and loss count every row the same, in whichever silo; the spread counts every silo the same."
-    return join([element("p", {}, said), table(header, body)])
+    return join([element("p", {}, f"{said}{_gap(run)}"), table(header, body)])
+
+
+def _gap(run: Run) -> str:
+    """What a model of its own is worth to a silo; nothing where there are none."""
+    gap = run.metrics.get("personalization_gap")
+    if gap is None:
+        return ""
+    percent = run.metric == "accuracy"
+    low, middle, high = (_signed(100 * (gap[rank] or 0.0) if percent else gap[rank]) for rank in ("p10", "p50", "p90"))
+    unit = " points" if percent else ""
+    return (
+        f" A silo’s own model scores above what a silo that was never asked gets: {middle}{unit} in the middle silo "
+        f"({low} to {high}){'' if percent else '; less error is better'}."
+    )
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{'−' if value < 0 else ''}{number(abs(value))}"
 
 
 def _spread(run: Run, spread: Mapping[str, Any]) -> Html:

@@ -58,7 +58,7 @@ path.line.b { stroke-dasharray: 7 5; }
 path.line.a, path.dots.a, line.a { stroke: var(--a); } .chart text.a, circle.a, .band.a, .column.a { fill: var(--a); }
 path.line.b, path.dots.b, line.b { stroke: var(--b); } .chart text.b, circle.b, .band.b, .column.b { fill: var(--b); }
 circle { stroke: var(--paper); stroke-width: 1.5; }
-.scroll { overflow-x: auto; } .charts + .scroll { margin-top: 1.6rem; }
+.scroll { overflow-x: auto; } .charts + .scroll, .charts + .facts { margin-top: 1.6rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: right; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--rule); font-weight: inherit;
   vertical-align: baseline; }
@@ -85,7 +85,8 @@ footer { color: var(--muted); font-size: .85rem; padding-top: 2rem; padding-bott
 @media (max-width: 30rem) { .cards > div { padding: .7rem .8rem .8rem; } .cards b { font-size: 1.35rem; }
   body { font-size: 15px; } header { padding-top: 1.4rem; } h1 { font-size: 1.7rem; }
   table.facts th { width: 7rem; }
-  .comparison .plot { font-size: 16px; } .comparison .plot .head { font-size: 18px; } }
+  .comparison .plot { font-size: 15px; } .comparison .plot .head { font-size: 18px; }
+  .comparison .plot .letter { font-size: 12.5px; } }
 @media print { @page { size: A4; margin: 16mm; } body { font-size: 10.5pt; }
   main, header, footer { max-width: none; padding: 0; }
   header { padding-top: 0; } .cards > div, pre, tr { break-inside: avoid; }

@@ -364,6 +364,8 @@ def test_private_numbers_are_recorded_only_when_asked_for(run: Run, tmp_path: Pa
     [research] = Run(tmp_path / "other").go(training(rounds=1, record=True))
     assert (strict.row["train_loss"], strict.row["clip_fraction"]) == (None, None)
     assert (research.row["train_loss"], research.row["clip_fraction"]) == (0.5, 0.0)
+    assert "train_loss_silos" not in strict.row
+    assert research.row["train_loss_silos"] == {"p10": 0.5, "p50": 0.5, "p90": 0.5}
     assert torch.equal(strict.state["model"], research.state["model"])
 
 

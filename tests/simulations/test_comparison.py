@@ -114,6 +114,37 @@ def test_words_of_a_user_stay_words(runs: Path, tmp_path: Path) -> None:
     assert found.handlers == []
 
 
+def test_the_claim_of_several_runs_is_the_largest(runs: Path, tmp_path: Path) -> None:
+    for seed, epsilon in ((0, 1.2341), (1, 3.4561)):
+        copy = tmp_path / f"seed-{seed}"
+        shutil.copytree(runs / f"base/seed-{seed}", copy)
+        result = json.loads((copy / "result.json").read_text())
+        result["privacy"]["silo"]["epsilon_upper"] = epsilon
+        (copy / "result.json").write_text(json.dumps(result))
+    folders = [str(tmp_path / f"seed-{seed}") for seed in (0, 1)]
+    found = words(page(folders, tmp_path / "page.html"))
+    table = found.partition("In numbers")[2].partition("What differs")[0]
+    assert " 3.457 " in table  # Rounded up, as it is a bound.
+    result["privacy"]["silo"]["epsilon_upper"] = None
+    (tmp_path / "seed-1" / "result.json").write_text(json.dumps(result))
+    table = words(page(folders, tmp_path / "page.html")).partition("In numbers")[2].partition("What differs")[0]
+    assert " ∞ " in table
+
+
+def test_an_error_stands_in_no_column_of_accuracies(runs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(runs / "base/seed-0", copy)
+    result = json.loads((copy / "result.json").read_text())
+    result["metrics"] = {"mse": 0.4321, "loss": 0.21, "per_silo": None}
+    (copy / "result.json").write_text(json.dumps(result))
+    text = (copy / "experiment.yaml").read_text()
+    (copy / "experiment.yaml").write_text(text.replace("name: logistic", "name: linear"))
+    found = words(page([str(runs / "base/seed-0"), str(copy)], tmp_path / "page.html"))
+    assert "B linear 1 – 0.210" in found.replace("task ", "")
+    assert "0.432" not in found
+    assert "A is scored by accuracy, B by mse" in found
+
+
 def test_claims_at_different_deltas_share_no_axis(runs: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     sets = [part for each in (*SMALL[:2], "privacy.silo.delta=1e-4") for part in ("--set", each)]

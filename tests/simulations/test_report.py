@@ -268,6 +268,91 @@ def test_private_numbers_are_drawn_where_they_are_recorded(case: Case) -> None:
     assert "Withheld" not in text
 
 
+def test_private_numbers_that_a_file_holds_stay_off_the_page_of_a_strict_run(case: Case) -> None:
+    """Whatever wrote the file: the page follows the experiment."""
+    spread = {"p10": 0.72, "p50": 0.9, "p90": 1.0}
+    case.result["metrics"] |= {"per_silo": spread, "test": {"accuracy": 0.913, "loss": 0.1, "per_silo": spread}}
+    text = case.text()
+    assert "Withheld: how silos are served" in text
+    assert "72.0%" not in text
+    assert "91.3%" not in text
+
+
+def test_silos_are_shown_as_a_histogram_and_in_numbers(case: Case) -> None:
+    case.experiment["metrics"]["privacy"] = "research"
+    spread = {"p10": 0.72, "p50": 0.9, "p90": 1.0}
+    histograms = {"accuracy": {"edges": [0.0, 0.5, 1.0], "silos": [3, 397], "beyond": 2}}
+    test = {"accuracy": 0.88, "loss": None, "per_silo": spread, "histograms": histograms}
+    case.result["metrics"] |= {
+        "per_silo": spread,
+        "test": test,
+        "personalization_gap": {"p10": -0.1, "p50": 0.2, "p90": 0.3},
+    }
+    text = case.text()
+    assert "test rows 88.0% – 72.0% 90.0% 100.0%" in text
+    assert "2 more are not finite; dotted: all rows 88.0" in text
+    assert "above what a silo that was never asked gets: 20.0 points in the middle silo (−10.0 to 30.0)" in text
+    assert "silos: 3 from 0 to 50, 397 from 50 to 100" in case.page()
+
+
+def test_the_training_loss_has_a_band_of_its_silos(case: Case) -> None:
+    case.experiment["metrics"]["privacy"] = "research"
+    shown = {"train_loss": 1.5, "train_loss_silos": {"p10": 1.0, "p50": 1.4, "p90": 2.0}}
+    case.rows = [row(1, **shown), row(2, **shown)]
+    page = case.page()
+    assert page.count('class="band b"') == 1  # Below the test loss, which is blue.
+    assert "its band at the end 1 to 2" in page
+
+
+def test_examples_and_the_server_s_view_have_pictures_of_their_own(case: Case) -> None:
+    example = CLAIMED | {
+        "steps": 5,
+        "per_silo": {"p10": 1.0, "p50": 2.0, "p90": 3.0},
+        "noise_multiplier": {},
+        "batch": 9,
+    }
+    case.result["privacy"] = {"silo": None, "local": None, "example": example, "measured": None}
+    page = case.page()
+    assert "middle silo 2.00 (1.00 to 3.00)" in page
+    local = CLAIMED | {"most_charges": 4, "charges": {"2": 3, "4": 1}, "charged_lines": 9}
+    case.result["privacy"] = {"silo": CLAIMED, "local": local, "example": None, "measured": None}
+    page = case.page()
+    assert "against the server, at most 4.202" in page
+    assert "silos: 3 from 1.5 to 2.5, 1 from 3.5 to 4.5" in page
+
+
+def test_flags_are_drawn_as_shares_of_those_asked(case: Case) -> None:
+    asked, flagged = {"malicious": 4, "benign": 10, "minority": 0}, {"malicious": 3, "benign": 1, "minority": 0}
+    case.result["attacks"] = {
+        "success": {"one": 0.5, "two": 0.25, "three": 0.125},
+        "accuracy": 0.9,
+        "asked": asked,
+        "minority_silos": None,
+        "detection": None,
+    }
+    shares = {f"attack_success.{name}": 0.5 for name in ("one", "two", "three")}
+    case.rows = [row(1, attackers={"asked": asked, "flagged": flagged}, **shares)]
+    page = case.page()
+    assert "malicious 75.0%" in page
+    assert "benign 10.0%" in page
+    assert page.count("Attack success (") == 2  # Two curves a picture: there are two colours.
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["confide", "run", "quickstart"], "In any folder, for the experiment is a shipped one: The first"),
+        (["confide", "run", "quickstart", "--set", "rounds=3"], "confide run quickstart --set rounds=3 --out again"),
+        (["confide", "run", "experiment.yaml", "--dataset", "MODULE:NAME"], "name it in place of MODULE:NAME"),
+    ],
+)
+def test_the_command_is_that_of_the_result(case: Case, words: list[str], says: str) -> None:
+    case.result["command"] = words
+    text = case.text()
+    assert says in text
+    assert f"echo '{HASH} again/model.safetensors' | sha256sum --check" in text
+
+
 def test_failures_are_counted_by_reason(case: Case) -> None:
     case.rows = [
         row(1, cohort=100, arrived=97, failures=3, failure_reasons={"deadline": 2, "no rows": 1}),
