@@ -256,6 +256,11 @@ def test_what_goes_to_a_tracker_holds_no_path_and_no_seed_that_noise_follows_fro
     assert telling.config_of(secret)["seed"] == 0
 
 
+def test_trackers_tell_seeds_of_different_experiments_apart(tmp_path: Path) -> None:
+    for folder, label in (("a", "a"), ("a/seed-3", "a-seed-3")):
+        assert Told("x", tmp_path / folder, {}, list).label == label
+
+
 def test_sinks_are_no_part_of_the_digest() -> None:
     plain = digest(experiment())
     for sinks in (["tensorboard"], [{"name": "mlflow", "store": "x.db"}, "wandb"]):
