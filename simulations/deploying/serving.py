@@ -48,7 +48,8 @@ def order(settings: Mapping[str, object]) -> Order:
     """Reads the run's configuration, whose keys `[tool.flwr.app.config]` declares.
 
     `config` is a shipped experiment or a file of the bundle, changed by `set` (overrides, one a line); `experiment` is
-    a whole one as text, in its place. `out` is the folder, `resume` goes on in one.
+    a whole one as text, in its place. `out` is the folder; `resume` goes on in one, where `set` may change what is no
+    part of the run's digest.
 
     Raises:
         ConfigError: both or neither of them, or an experiment that is none.
@@ -56,7 +57,7 @@ def order(settings: Mapping[str, object]) -> Order:
     config, text, out, resume = (str(settings.get(name, "")) for name in ("config", "experiment", "out", "resume"))
     overrides = [line.strip() for line in str(settings.get("set", "")).splitlines() if line.strip()]
     if resume:
-        return Order(reopen(Path(resume), [ENGINE]), Path(resume), True)
+        return Order(reopen(Path(resume), [*overrides, ENGINE]), Path(resume), True)
     if text:
         experiment = load_text(text, [*overrides, ENGINE], where="experiment")
     elif config:

@@ -104,7 +104,7 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="confide-") as temporary:
         status = Path(temporary) / "status.json"
         settings = {"out": str(folder.absolute()), "status": str(status)}
-        settings |= {"resume": str(folder.absolute())} if resume else {"experiment": yaml_of(encode(experiment))}
+        settings |= _resumed(experiment, folder) if resume else {"experiment": yaml_of(encode(experiment))}
         run = _start(federation, settings, Path(temporary))
         with _stopped_on_interrupt(federation, run):
             ended = _follow(federation, run, folder, status, on_round, stop)
@@ -114,6 +114,12 @@ def submit(
     if code != OK:
         raise FederationError("\n".join(lines))
     return Outcome(folder, json.loads((folder / "result.json").read_bytes()))
+
+
+def _resumed(experiment: Experiment, folder: Path) -> dict[str, str]:
+    """What is asked for to go on: the folder has the experiment, but its numbers may go to other sinks now."""
+    sinks = json.dumps(encode(experiment.metrics)["sinks"])
+    return {"resume": str(folder.absolute()), "set": f"metrics.sinks={sinks}"}
 
 
 def _start(federation: Federation, settings: Mapping[str, str], temporary: Path) -> str:

@@ -29,6 +29,12 @@ class Told:
     config: Mapping[str, Any]
     rows: Callable[[], Sequence[Row]]
 
+    @property
+    def label(self) -> str:
+        """What a tracker calls the run: its folder's name; of one among several seeds, with the name of all."""
+        name, above = self.folder.name, self.folder.absolute().parent.name
+        return f"{above}-{name}" if name.startswith("seed-") else name
+
 
 class Sink(Protocol):
     """Somewhere numbers go. Any of these may raise."""

@@ -68,7 +68,7 @@ class Tracking:
         from mlflow.entities import Param
 
         tags = {"confide.experiment": told.name}
-        found = self._client.create_run(self._experiment(), run_name=told.folder.name, tags=tags).info.run_id
+        found = self._client.create_run(self._experiment(), run_name=told.label, tags=tags).info.run_id
         params = [Param(_named(name), str(value)[:LONGEST]) for name, value in told.config.items()]
         for at in range(0, len(params), BATCH):
             self._client.log_batch(found, params=params[at : at + BATCH])

@@ -39,7 +39,7 @@ class Weights:
         self._notes.keep(run=self._notes.kept.get("run") or secrets.token_hex(4))
         self._run = wandb.init(
             project=self._settings.project,
-            name=told.folder.name,
+            name=told.label,
             id=str(self._notes.kept["run"]),
             resume="allow",
             reinit="create_new",  # A process may have several runs.

@@ -19,13 +19,15 @@ ROOT = Path(__file__).parents[2]
 CONFIDE = [sys.executable, "-W", "error", "-m", "simulations"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "LANG": "C.UTF-8", "TERM": "xterm-256color"}
 TIMEOUT_S = 60
+STARTED = []
 SLOW = ["run", "quickstart", "--out", "run", "--set", "rounds=100000", "--quiet"]
 
 
 def start(folder, *argv, **options):
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options
     environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("COLUMNS", "LINES", "LC_ALL")}
-    return subprocess.Popen([*CONFIDE, *map(str, argv)], cwd=folder, env=environment, **pipes)
+    STARTED.append(subprocess.Popen([*CONFIDE, *map(str, argv)], cwd=folder, env=environment, **pipes))
+    return STARTED[-1]
 
 
 class Terminal:
@@ -85,11 +87,22 @@ def test_watch_follows_a_run_from_before_it_begins_through_a_kill_and_a_resume_t
     assert "Traceback" not in view.text
 
 
+@pytest.fixture(autouse=True)
+def ended():
+    """Whatever a test that fails leaves behind."""
+    STARTED.clear()
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+        process.wait(TIMEOUT_S)
+
+
 @pytest.mark.integration
 def test_whoever_leaves_does_not_touch_the_run(tmp_path):
     training = start(tmp_path, *SLOW)
     rounds = tmp_path / "run" / "rounds.jsonl"
-    for leave in ("q", "\x03", signal.SIGTERM):
+    for leave in ("q", signal.SIGINT, signal.SIGTERM):
         view = Terminal(tmp_path, "run", "--wait")
         view.until("running")
         if isinstance(leave, signal.Signals):

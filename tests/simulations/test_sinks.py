@@ -121,6 +121,15 @@ def test_a_resumed_run_neither_loses_nor_repeats_a_line(tmp_path: Path, harm: st
         assert {name: float(line[name]) for name in numbers(row)} == numbers(row)
 
 
+def test_a_run_that_was_killed_after_its_last_round_has_its_whole_table(tmp_path: Path) -> None:
+    with ActiveRun(experiment(), tmp_path / "run") as active:
+        train(active)
+    path = tmp_path / "run" / "rounds.csv"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    trained(reopen(tmp_path / "run"), tmp_path / "run", resume=True)
+    assert [int(line["round"]) for line in table(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
 def test_a_reason_from_elsewhere_is_no_formula(tmp_path: Path) -> None:
     from simulations.sinks.table import Table
 
@@ -245,6 +254,11 @@ def test_what_goes_to_a_tracker_holds_no_path_and_no_seed_that_noise_follows_fro
         assert config["train.learning_rate"] == 0.1
     secret = experiment(privacy={"silo": SILO, "noise": "system"})
     assert telling.config_of(secret)["seed"] == 0
+
+
+def test_trackers_tell_seeds_of_different_experiments_apart(tmp_path: Path) -> None:
+    for folder, label in (("a", "a"), ("a/seed-3", "a-seed-3")):
+        assert Told("x", tmp_path / folder, {}, list).label == label
 
 
 def test_sinks_are_no_part_of_the_digest() -> None:

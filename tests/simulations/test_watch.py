@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from privacy.accountant import upper_epsilon
 from privacy.events import Gaussian, Poisson, Repeated, Sampled
+from privacy.ledger import Ledger
 from server import exchange
 from simulations.cli import main
 from simulations.running import run
@@ -25,6 +27,7 @@ from simulations.watching import course as course_module
 from simulations.watching import live
 from simulations.watching.bars import Glyphs, needs_ascii
 from simulations.watching.course import GONE, LATE, SPARE, Course
+from simulations.watching.frame import Frame
 from simulations.watching.live import Watched
 from simulations.watching.pricing import appraise
 from strategies.loading import parse
@@ -115,10 +118,13 @@ def test_the_end_that_is_shown_is_the_price_of_all_rounds(store: Path, tmp_path:
 
 
 def test_a_round_that_was_charged_twice_is_in_the_price_of_the_end(store: Path, tmp_path: Path) -> None:
-    folder = half(store / "private", tmp_path / "half")  # Three rounds, but the ledger of four.
-    again = half(store / "private", tmp_path / "more", 4)
-    shutil.copy(again / "ledger.jsonl", folder / "ledger.jsonl")
-    assert appraise(folder, 6, 1).end == pytest.approx(appraise(again, 6, 1).end)  # Round 4 is on its way.
+    folder, event = half(store / "private", tmp_path / "half"), Sampled(Poisson(0.5), Gaussian(1.0))
+    (folder / "ledger.jsonl").unlink()
+    with closing(Ledger(folder / "ledger.jsonl", run="run", dataset="data")) as ledger:
+        for round_ in (1, 2, 3, 4, 4, 4):  # Twice broken off.
+            ledger.reserve(round_, event, unit="silo", neighbours="add_remove")
+    end = upper_epsilon(Repeated(event, 8), 1e-3, neighbours="add_remove")  # Six rounds, and two more attempts.
+    assert appraise(folder, 6, 1).end == pytest.approx(end)
 
 
 def test_turns_pay_once_a_cycle_to_the_end(tmp_path: Path) -> None:
@@ -142,12 +148,17 @@ def test_the_servers_view_is_priced_while_the_run_goes_on(store: Path, tmp_path:
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("ascii", [False, True])
 def test_no_line_is_longer_than_the_width(store: Path, tmp_path: Path, width: int, ascii: bool) -> None:  # noqa: A002
-    reasons = {"x" * 500: 7, **{f"reason {number}": number + 1 for number in range(30)}}
+    reasons = {"x" * 500: 99, **{f"reason {number}": number + 1 for number in range(30)}}
     large = {"failures": 500, "failure_reasons": reasons, "bytes_up": 10**15, "bytes_down": 10**15, "cohort": 10**7}
     folder = half(store / "private", tmp_path / "half", **large)
     for run_ in (folder, *store.iterdir()):
         lines = frame(run_, width, ascii=ascii)
         assert max(map(len, lines)) <= width
+        watched = Watched(run_)
+        course = watched.refresh(wait=True)
+        assert course is not None
+        drawn = Frame(width, Glyphs(ascii=ascii)).lines(course, watched.pricer.found)
+        assert max(line.cell_len for line in drawn) <= width  # Before the console cuts anything off.
         assert not ascii or "".join(lines).isascii()
 
 

@@ -23,9 +23,13 @@ from simulations.deploying.certificates import Folder, make, signing_key
 from simulations.deploying.connecting import SIGNING
 from simulations.deploying.opening import Opener
 from simulations.deploying.serving import STOP, order, serve
+from simulations.deploying.submitting import _resumed
+from strategies.codec import decode, encode
 from strategies.envelope import Task
+from strategies.experiment import Metrics, digest
 from strategies.loading import load
 from strategies.schema import ConfigError
+from strategies.yaml_text import yaml_of
 from tests.server.posts import FakePost, Time
 
 torch.set_num_threads(1)
@@ -167,6 +171,17 @@ def test_the_defaults_of_noise() -> None:
     assert order({"config": "quickstart"}).experiment.privacy.noise == "system"
     assert order({"config": "quickstart", "set": BARE}).experiment.privacy.noise == "simulated"
     assert load(Path("simulations/configs/quickstart.yaml")).privacy.noise == "simulated"
+
+
+def test_a_run_that_is_resumed_elsewhere_may_have_other_sinks(tmp_path: Path) -> None:
+    sinks = ["wandb", {"name": "mlflow", "store": "x.db"}]
+    config = order({"config": "quickstart", "set": BARE}).experiment
+    (tmp_path / "experiment.yaml").write_text(yaml_of(encode(config)))
+    asked = replace(config, metrics=decode(Metrics, {"sinks": sinks}))
+    again = order(_resumed(asked, tmp_path))
+    assert again.resume
+    assert again.experiment.metrics.sinks == asked.metrics.sinks
+    assert digest(again.experiment) == digest(config)
 
 
 def test_silos_that_name_their_server_train_for_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
