@@ -108,10 +108,9 @@ def _numbers(groups: Sequence[Shown]) -> Html:
 def _line(shown: Shown, name: str, kinds: Sequence[str], measured: bool) -> Sequence[str]:
     group = shown.group
     cells = [f"{group.letter}  {group.label}", str(len(group.members))]
-    cells += [
-        _mean(group, name, 100.0 if name == "accuracy" else 1.0, "%" if name == "accuracy" else ""),
-        _mean(group, "loss", 1.0, ""),
-    ]
+    alike = metric(group.members[0].result) == name
+    factor, unit = (100.0, "%") if name == "accuracy" else (1.0, "")
+    cells += [_mean(group, name, factor, unit), _mean(group, "loss", 1.0, "")] if alike else ["–", "–"]
     cells += [_claim(group, kind) for kind in kinds]
     cells += [_mean(group, "measured", 1.0, "")] if measured else []
     seconds = statistics.fmean(each.result["seconds"] for each in group.members)

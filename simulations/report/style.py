@@ -97,6 +97,7 @@ footer { color: var(--muted); font-size: .85rem; padding-top: 2rem; padding-bott
   .cards b { font-size: 15pt; } .charts { grid-template-columns: 1fr 1fr; gap: 6mm 8mm; }
   .line, .dots, .bar, .band, .column, .meter, .cards > div, pre { print-color-adjust: exact;
   -webkit-print-color-adjust: exact; }
-  .scroll { overflow: visible; } .scroll td, thead th { white-space: normal; }
+  .scroll { overflow: visible; } .scroll table { font-size: 8.5pt; } .scroll th[scope=row] { min-width: 0; }
+  .scroll th, .scroll td { white-space: normal; overflow-wrap: anywhere; padding-right: .6rem; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; } }
 """
