@@ -93,6 +93,7 @@ def test_a_gaussian_release_is_bounded_by_its_pairs_and_they_come_close() -> Non
 def test_guesses_right_half_of_the_time_at_no_epsilon_and_never_wrong_without_a_limit() -> None:
     assert wrong_guesses(0.0, 0.0) == 0.5
     assert wrong_guesses(math.inf, 0.0) < 1e-300
+    assert wrong_guesses(0.0, 0.5) == 0.25  # A mechanism that shows all, half of the time, leaves half of the guesses.
     # The exact error of one Gaussian release is Phi(-1/2z): .3085 at z = 1. The promise lies below at every delta.
     for delta in (1e-9, 1e-5, 1e-2):
         assert wrong_guesses(upper_epsilon(Gaussian(1.0), delta), delta) < 0.3085
