@@ -27,6 +27,11 @@ REASONS = (ABSENT, LATE, SPARE, LOST, UNREADABLE, OUTSIDE, OTHER_RUN, OTHER_ROUN
 """Why an answer is not used; beside these there is `refused: CODE`, by `strategies.envelope.CODES`."""
 
 
+PATIENT_S = 120.0
+"""A question that is open for at least as long is asked once more at half time, where no answer came: whoever carries
+letters may have lost one. A silo gives the same answer again, and is charged once."""
+
+
 @dataclass(frozen=True)
 class Clock:
     """Monotonic seconds, and how to wait some: the time of day may jump."""
@@ -67,12 +72,17 @@ class Exchange:
     def run(self, limit_s: float) -> None:
         """Asks all who are there; returns once they answered, or enough did, or the time is up."""
         deadline = self.clock.now() + limit_s
+        half = deadline - limit_s / 2 if limit_s >= PATIENT_S else math.inf
         self._send([silo for silo in self.asks if silo in self.roll.node_of], deadline)
         while self._waits() and self.clock.now() < deadline:
             self._rejoin(deadline)
+            if self.clock.now() >= half:
+                half = math.inf
+                self._send(sorted({silo for silo in self._open.values() if silo in self.roll.node_of}), deadline)
             for answer in self.roll.post.fetch(list(self._open)):
                 silo = self._open.pop(answer.letter, None)  # A second answer to one letter finds nobody waiting.
-                if silo is not None:
+                if silo is not None and not (answer.data is None and silo in self._open.values()):
+                    self._open = {letter: whose for letter, whose in self._open.items() if whose != silo}
                     self._take(silo, answer.data)
             if self._waits():
                 before = self.clock.now()

@@ -3233,6 +3233,18 @@ MUTANTS = (
         "now: Callable[[], float] = time.time",
     ),
     Mutant(
+        "remote: a lost answer is not asked for again",
+        "server/exchange.py",
+        "if self.clock.now() >= half:",
+        "if False:",
+    ),
+    Mutant(
+        "remote: a lost second letter ends the first",
+        "server/exchange.py",
+        "if silo is not None and not (answer.data is None and silo in self._open.values()):",
+        "if silo is not None:",
+    ),
+    Mutant(
         "rounds for nobody: all nodes left",
         "server/remote.py",
         "if not self.roll.node_of:",

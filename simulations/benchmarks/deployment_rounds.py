@@ -47,7 +47,7 @@ if any(part.endswith("flwr-clientapp") for part in sys.orig_argv):
 
 def experiment(silos: int, size: int, rounds: int) -> Experiment:
     """One step of a network of `size` bytes, in every silo and without privacy."""
-    changes = [f"data.silos={silos}", "cohort.rate=1", f"rounds={rounds}", "engine.deadline_s=550", "train.steps=1"]
+    changes = [f"data.silos={silos}", "cohort.rate=1", f"rounds={rounds}", "engine.deadline_s=300", "train.steps=1"]
     changes += ["privacy.silo=null", "privacy.audit.canaries=0", ENGINE]
     return load(find("quickstart"), [*changes, f"task={{name: mlp, hidden: [{max(size // 4 // NUMBERS, 1)}]}}"])
 

@@ -16,6 +16,7 @@ from privacy.events import Gaussian
 from privacy.mechanism import ExactSum, GaussianSum, Mechanism
 from server import exchange
 from server.book import Book
+from server.exchange import PATIENT_S
 from server.link import Request
 from server.remote import SILENT, RemoteLink, Terms, Unreachable
 from server.store import StoreError
@@ -210,6 +211,55 @@ def test_a_second_answer_to_a_letter_counts_once(tmp_path: Path) -> None:
     link, post, _ = federation(tmp_path)
     post.twice = True
     assert total(ask(link)) == 6.0
+
+
+@pytest.mark.parametrize("deadline", [PATIENT_S, PATIENT_S - 1])
+def test_an_answer_that_was_lost_is_asked_for_again_at_half_time(tmp_path: Path, deadline: float) -> None:
+    """Where the question is open for long enough; the silo itself gives the same answer to the same letter."""
+    link, post, time = federation(tmp_path, replace(TERMS, deadline_s=deadline))
+    ask(link)
+    post.delays[12] = None
+    sent, true = [], post.note
+
+    def note(node: int, data: bytes) -> None:
+        true(node, data)
+        if node == 12 and decode_task(data).kind == "train":
+            sent.append(time.now)
+            post.delays[12] = None if len(sent) == 1 else 0.0
+
+    post.note = note  # type: ignore[method-assign]
+    before = time.now
+    partials = ask(link, round_=2)
+    if deadline < PATIENT_S:
+        assert (len(sent), reasons(partials)) == (1, {2: exchange.LATE})
+        return
+    assert (total(partials), reasons(partials)) == (6.0, {})
+    assert sent[1] - before == pytest.approx(deadline / 2, abs=0.2)
+    again = [task for node, task in post.asked("train") if node == 12][1:]
+    assert [(task.round, task.attempt) for task in again] == [(2, 1), (2, 1)]
+    assert [node for node, task in post.asked("train") if task.round == 2] == [10, 11, 12, 12]  # Nobody else.
+
+
+def test_who_works_for_longer_than_half_the_time_counts_once_whatever_becomes_of_the_second_letter(
+    tmp_path: Path,
+) -> None:
+    """The second letter is lost by its relay; the answer to the first one comes later, and is the silo's."""
+    link, post, time = federation(tmp_path, replace(TERMS, deadline_s=PATIENT_S))
+    ask(link)
+    calls: list[bytes] = []
+    true = post.silos[12]
+
+    def works(data: bytes) -> bytes | None:
+        if decode_task(data).kind == "train":
+            calls.append(data)
+            post.delays[12] = 1.0  # Of the next letter.
+        return true(data) if len(calls) < 2 else None
+
+    post.silos[12], post.delays[12] = works, 0.8 * PATIENT_S
+    before = time.now
+    partials = ask(link, round_=2)
+    assert (total(partials), reasons(partials), len(calls)) == (6.0, {}, 2)
+    assert time.now - before == pytest.approx(0.8 * PATIENT_S, abs=0.3)
 
 
 def test_a_refusal_says_why_by_its_code(tmp_path: Path) -> None:
