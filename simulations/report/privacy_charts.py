@@ -92,9 +92,9 @@ def _views(local: Mapping[str, Any], claimed: Mapping[str, Any] | None) -> Html:
 
 
 def _asked(local: Mapping[str, Any]) -> Html:
-    """How often silos were asked, which is what the server's view costs them."""
+    """How often silos were asked, which is what the server's view costs them; nothing where all were alike."""
     times = {int(name): silos for name, silos in local["charges"].items()}
-    if not times:
+    if len(times) < 2:
         return join([])
     first, last = min(times), max(times)
     wide = -(-(last - first + 1) // 40)
