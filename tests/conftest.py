@@ -20,6 +20,14 @@ CANNOT = "this machine cannot"
 skip also where none is allowed otherwise, and is printed with its reason."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A user's folder for what fixtures of a module or of the session run before a test has one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONFIDE_HOME", str(tmp_path_factory.mktemp("homes")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A user's folder for every test, so that no budget of one is spent by another, nor by whoever runs the tests."""

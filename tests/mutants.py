@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("privacy", "strategies", "client", "server", "simulations", "tests")
+FOLDERS = ("privacy", "strategies", "client", "server", "simulations", "deploy", "tests")
 CORE = ("tests/privacy", "tests/strategies", "tests/client", "tests/contracts", "tests/server", "tests/simulations")
 
 

@@ -21,6 +21,11 @@ from strategies.yaml_text import read_yaml
 
 OTHER = "other"
 PLACE = {bound: at for at, bound in enumerate(BOUNDS)}
+LEDGER_UNITS = {
+    "silo": "silo",
+    "silo/local": "local",
+    "example": "example",
+}  # As privacy.local has it, which loads torch.
 SUCCESS = "attack_success."  # As `simulations.attacks.measuring` writes it, which loads torch.
 
 
@@ -202,8 +207,8 @@ class Replay:
         self.noise: float | None = None
 
     def _book(self, entry: Mapping[str, Any]) -> None:
-        kind, unit = str(entry.get("kind")), str(entry.get("unit"))
-        if kind not in ("reserve", "commit", "void") or unit not in ("silo", "local", "example"):
+        kind, unit = str(entry.get("kind")), LEDGER_UNITS.get(str(entry.get("unit")))
+        if kind not in ("reserve", "commit", "void") or unit is None:
             return
         self.lines["torn" if entry.get("torn") is True else "ok"] += 1
         self.charges[unit] += {"reserve": 1, "commit": 0, "void": -1}[kind]

@@ -17,9 +17,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from privacy.local import LOCAL
 from simulations.cli import main
 from simulations.metrics.exporter import Exporter
 from simulations.metrics.names import METRICS, PREFIX, WITHHELD
+from simulations.metrics.replay import LEDGER_UNITS
 from simulations.metrics.serving import Certificates, serve
 from simulations.running import run
 from strategies.loading import parse
@@ -67,6 +69,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(experiment(privacy=PRIVATE, budget={"epsilon": 100.0, "delta": 1e-3}), out=folder / "private")
     run(experiment(privacy=PRIVATE, metrics={"privacy": "research"}), out=folder / "research")
     return folder
+
+
+def test_what_silos_are_charged_for_their_own_noise_is_a_unit_of_its_own(tmp_path: Path) -> None:
+    local = {"clip_norm": 0.5, "noise_multiplier": 2.0, "delta": 1e-3}
+    run(experiment(privacy={"local": local}), out=tmp_path / "local")
+    assert LEDGER_UNITS[LOCAL] == "local"
+    charged = {key: value for key, value in shown(tmp_path).items() if key[0] == "confide_privacy_charges_total"}
+    assert {dict(labels)["unit"]: value for (_, labels), value in charged.items()} == {"local": 4.0}
 
 
 def test_what_is_shown_is_what_the_lines_of_a_run_add_up_to(store: Path) -> None:
