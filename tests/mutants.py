@@ -3095,6 +3095,24 @@ MUTANTS = (
         "raise OSError",
     ),
     Mutant(
+        "post: an answer that breaks off is looked for again and again",
+        "server/flower.py",
+        "self._pulled.update(idle)",
+        "pass",
+    ),
+    Mutant(
+        "post: the server waits for an answer that breaks off",
+        "server/flower.py",
+        "pull.join(max(until - time.monotonic(), 0.0))",
+        "pull.join()",
+    ),
+    Mutant(
+        "post: an answer to another letter is lost",
+        "server/flower.py",
+        "return [self._came.pop(each) for each in letters if each in self._came]",
+        "return [found for each in list(self._came) if (found := self._came.pop(each)).letter in letters]",
+    ),
+    Mutant(
         "office: an answer that is not logged",
         "client/office.py",
         'self._note(task, "answered", seconds=seconds, received=len(data), sent=len(answer))',

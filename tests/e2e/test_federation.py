@@ -41,7 +41,8 @@ tasks: [logistic]
 """
 QUICKSTART = [f"data.silos={SILOS}", "cohort.rate=1", "rounds=3", "engine.deadline_s=60"]
 BARE = [*QUICKSTART, "privacy.silo=null", "privacy.audit.canaries=0"]
-SEEDED = [*QUICKSTART, "privacy.noise=simulated", "privacy.audit.canaries=8"]
+PRIVATE = "data.standardize={name: private, low: [0], high: [1], noise_multiplier: 2.0}"
+SEEDED = [*QUICKSTART, "privacy.noise=simulated", "privacy.audit.canaries=8", PRIVATE]
 
 
 @pytest.fixture(scope="module")
