@@ -6,13 +6,11 @@ All contact of the server with flwr's moving parts is here and in `server.app`. 
 from __future__ import annotations
 
 import math
-import threading
-import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.post import POLL_S, Answer
+from server.post import Answer
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 NAME, STYPE = "envelope", "confide.envelope"
 MESSAGE = "query.confide"  # What the relay on the other side listens to.
 PLACE = "place"  # Of simulated silos alone: where they keep what they know.
-WAYS = 8  # Threads that look for answers at a time: one that breaks off holds up those that are looked for with it.
+PATIENCE = 0.25  # Of the time that an answer has: how long Flower waits for the rest of one that broke off.
 
 
 def letter(data: bytes, folder: Path | None = None) -> RecordDict:
@@ -54,9 +52,6 @@ class GridPost:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.folder: Path | None = None
-        self._pulled: set[str] = set()
-        self._came: dict[str, Answer] = {}
-        self._broken: list[Exception] = []
 
     @property
     def simulated(self) -> bool:
@@ -73,6 +68,7 @@ class GridPost:
         """Sends; see `server.post.Post`."""
         from flwr.app import Message
 
+        wait_for_rest(PATIENCE * ttl_s)
         # A list: the grid goes through it twice. Time to live is in whole seconds there, and must outlast ours.
         ttl = math.ceil(ttl_s) + 1.0
         messages = [Message(letter(data, self.folder), node, MESSAGE, ttl=ttl) for node, data in letters.items()]
@@ -80,35 +76,20 @@ class GridPost:
         return {found: node for found, node in zip(sent, letters) if found}  # None: that node was not to be reached.
 
     def fetch(self, letters: Collection[str]) -> Sequence[Answer]:
-        """Answers so far. They are told apart by the letter they answer: an error comes from no node of its own.
+        """Answers so far. They are told apart by the letter they answer: an error comes from no node of its own."""
+        return [_answer(message) for message in self.grid.pull_messages(list(letters))] if letters else []
 
-        Flower looks for them in threads: it waits by itself, for up to two hours, for the rest of an answer that broke
-        off on its way. So its letter is never looked for again, and the others' answers and the deadline do not wait.
-        """
-        if not letters or self.simulated:  # In one process nothing breaks off.
-            return [_answer(message) for message in self.grid.pull_messages(list(letters))] if letters else []
-        idle = sorted(set(letters) - self._pulled)
-        self._pulled.update(idle)
-        pulls = [threading.Thread(target=self._pull, args=[idle[way::WAYS]], daemon=True) for way in range(WAYS)]
-        for pull in pulls[: len(idle)]:
-            pull.start()
-        until = time.monotonic() + POLL_S
-        for pull in pulls[: len(idle)]:
-            pull.join(max(until - time.monotonic(), 0.0))
-        if self._broken:
-            raise self._broken.pop()
-        return [self._came.pop(each) for each in letters if each in self._came]
 
-    def _pull(self, letters: list[str]) -> None:
-        """Looks for the answers to some letters once; they may be looked for again as soon as that is over."""
-        try:
-            for message in self.grid.pull_messages(letters):
-                found = _answer(message)
-                self._came[found.letter] = found
-        except Exception as error:  # Raised where somebody hears it.
-            self._broken.append(error)
-        finally:
-            self._pulled.difference_update(letters)
+def wait_for_rest(seconds: float) -> None:
+    """Has Flower give an answer up whose pieces did not all come within so many seconds: it is lost then.
+
+    Its own limit (1.39) is two hours, in which nobody else's answer is looked at, and no deadline.
+    """
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
+    defaults = pull_objects.__kwdefaults__
+    assert defaults is not None
+    defaults["max_time"] = seconds  # The version that is pinned has it, and its grid names no other.
 
 
 def _answer(message: Message) -> Answer:

@@ -3095,22 +3095,16 @@ MUTANTS = (
         "raise OSError",
     ),
     Mutant(
-        "post: an answer that breaks off is looked for again and again",
+        "post: Flower waits for the rest of an answer as long as it likes",
         "server/flower.py",
-        "self._pulled.update(idle)",
+        'defaults["max_time"] = seconds',
         "pass",
     ),
     Mutant(
-        "post: the server waits for an answer that breaks off",
+        "post: nobody may be slow",
         "server/flower.py",
-        "pull.join(max(until - time.monotonic(), 0.0))",
-        "pull.join()",
-    ),
-    Mutant(
-        "post: an answer to another letter is lost",
-        "server/flower.py",
-        "return [self._came.pop(each) for each in letters if each in self._came]",
-        "return [found for each in list(self._came) if (found := self._came.pop(each)).letter in letters]",
+        "wait_for_rest(PATIENCE * ttl_s)",
+        "wait_for_rest(0.0)",
     ),
     Mutant(
         "office: an answer that is not logged",
