@@ -21,6 +21,7 @@ from simulations.commands.shared import (
     read,
     read_rows,
     seeds_of,
+    sink_argument,
 )
 from simulations.outcomes import spread
 from simulations.words import audit as audit_words
@@ -48,14 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--federation", metavar="NAME", default=FEDERATION, help="flower: which; see confide serve")
     parser.add_argument("--workers", metavar="N", help="pool: processes")
     parser.add_argument("--stacked", choices=("auto", "off"), help="train many silos at once where the model allows")
-    parser.add_argument(
-        "--sink",
-        metavar="NAME",
-        action="append",
-        default=[],
-        dest="sinks",
-        help="tensorboard, mlflow or wandb: numbers go there, too; may be repeated; see metrics.sinks",
-    )
+    sink_argument(parser)
     parser.add_argument("--seeds", metavar="0..4", help="one run per seed, as 0..4 or 0,3,7, in DIR/seed-K")
     format_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from simulations.commands import FAILED, INTERRUPTED, OK
 from simulations.commands.interrupt import Interrupt
-from simulations.commands.shared import FEDERATION, config_argument, format_argument
+from simulations.commands.shared import FEDERATION, config_argument, format_argument, sink_argument
 
 if TYPE_CHECKING:
     from simulations.deploying.flower import Server
@@ -34,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure", action="store_true", help="without TLS and node keys; on loopback only")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run; default: runs/NAME-DATE")
     parser.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in this folder")
+    sink_argument(parser)
     format_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.set_defaults(engine="flower", workers=None, stacked=None, seeds=None, dataset=None)

@@ -77,6 +77,18 @@ def read_rows(dataset: str | None, experiment: Experiment) -> Table | None:
     return read_dataset(made, kind=experiment.data.kind, where=f"--dataset {dataset}")
 
 
+def sink_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares `--sink`, where a run's numbers go, too."""
+    parser.add_argument(
+        "--sink",
+        metavar="NAME",
+        action="append",
+        default=[],
+        dest="sinks",
+        help="tensorboard, mlflow or wandb: numbers go there, too; may be repeated; see metrics.sinks",
+    )
+
+
 def format_argument(parser: argparse.ArgumentParser, *, choices: Sequence[str] = ("table", "json")) -> None:
     """--format, the first choice being the default."""
     parser.add_argument("--format", choices=choices, default=choices[0], help=f"default: {choices[0]}")

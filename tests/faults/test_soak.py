@@ -16,9 +16,13 @@ ROUNDS = 20
 
 @pytest.mark.integration
 def test_killed_at_random_until_the_budget_is_spent_all_invariants_hold() -> None:
-    """A kill every two seconds in the mean, for as long as it takes, which is more than ten seconds everywhere."""
+    """A kill a second in the mean, for as long as it takes: more than ten seconds everywhere.
+
+    So the chance that nobody at all is killed is below e^-10. Who is killed is drawn as well: in so short a run it may
+    be silos alone.
+    """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.faults.soak", "--rounds", str(ROUNDS), "--every", "2"],
+        [sys.executable, "-W", "error", "-m", "tests.faults.soak", "--rounds", str(ROUNDS), "--every", "1"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -30,4 +34,4 @@ def test_killed_at_random_until_the_budget_is_spent_all_invariants_hold() -> Non
     assert facts["problems"] == []
     assert facts["paid"] == ROUNDS
     assert facts["stopped"].startswith("budget: ")
-    assert facts["kills"]["server"] + facts["kills"]["all"] > 0
+    assert sum(facts["kills"].values()) > 0
