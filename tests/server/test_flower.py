@@ -30,6 +30,9 @@ def missing(piece: str) -> bytes:
 
 def test_who_is_sent_a_letter_has_a_quarter_of_its_time_for_all_pieces_of_an_answer() -> None:
     GridPost(cast(Grid, FakeGrid({}))).send({}, ttl_s=8.0)
+    defaults = pull_objects.__kwdefaults__
+    assert defaults is not None
+    assert defaults["max_time"] == PATIENCE * 8.0  # Else what follows takes two hours.
     began = time.monotonic()
     with pytest.raises(ObjectPullError, match="timeout or retry limit reached"):
         pull_objects(["a piece that never comes"], missing)
