@@ -24,6 +24,7 @@ from strategies.signing import opened
 
 MOST_RUNS = 4  # Held in memory; of others the silo forgets the model, not what it answered or paid.
 Open = Callable[[Task], Opened]
+POLICY_READ, POLICY_KEPT = "policy read", "policy kept"  # In the log, beside `answered` and `refused`.
 
 
 class Office:
@@ -98,14 +99,14 @@ class Office:
             self.policy, self._open_run = policy, open_run
             while self._runs:
                 self._runs.popitem()[1].close()
-            self._log.write("policy read")
+            self._log.write(POLICY_READ)
         finally:
             self._lock.release()
         return True
 
     def keep_policy(self, problem: str) -> None:
         """Says in the log that a policy was not taken, and why; the one before goes on."""
-        self._log.write("policy kept", reason=problem)
+        self._log.write(POLICY_KEPT, reason=problem)
 
     def close(self, *, wait_s: float = -1) -> bool:
         """Lets all files go, once no task is worked on; says whether that was within `wait_s` (below 0: no limit)."""

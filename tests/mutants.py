@@ -3373,6 +3373,12 @@ MUTANTS = (
         "self._outcomes[what] += 1",
     ),
     Mutant(
+        "silo metrics: a policy that is read again is a request",
+        "simulations/metrics/silo.py",
+        'if line.get("what") in (POLICY_READ, POLICY_KEPT):',
+        "if False:",
+    ),
+    Mutant(
         "silo metrics: an answer given again is another round",
         "client/engagement.py",
         "self._trained_s, self._clipped = [], {}",

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,11 +75,13 @@ def execute(args: argparse.Namespace) -> int:
     chosen(args.device)  # A device that is not here is found before anybody asks.
     torch.set_num_threads(args.threads)
     folder = args.folder if args.folder is not None else _default(args.number)
-    with endpoint(args, folder, policy):
-        return _answer(args, policy, folder, place, mode)
+    with endpoint(args, folder, policy) as told:
+        return _answer(args, policy, folder, place, mode, told)
 
 
-def _answer(args: argparse.Namespace, policy: Policy, folder: Path, place: Place, mode: int) -> int:
+def _answer(
+    args: argparse.Namespace, policy: Policy, folder: Path, place: Place, mode: int, told: Callable[[Policy], None]
+) -> int:
     from client.daemon import Daemon
     from client.office import Office
     from simulations.deploying.opening import Opener
@@ -90,7 +93,7 @@ def _answer(args: argparse.Namespace, policy: Policy, folder: Path, place: Place
         where = place.path or place.address
         dry = "; dry run: nothing leaves" if policy.dry_run else ""
         print(f"confide: silo {args.number} answers at {where}; its folder: {folder}{dry}", file=sys.stderr, flush=True)
-        again = _Again(args.policy)
+        again = _Again(args.policy, told)
         while not interrupt.asked():
             again.look(office, opener)
             time.sleep(POLL_S)
@@ -106,10 +109,11 @@ class _Again:
 
     Args:
         path: of the policy.
+        told: who has to know of another one, beside the office.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path, self.asked = path, threading.Event()
+    def __init__(self, path: str, told: Callable[[Policy], None]) -> None:
+        self.path, self.told, self.asked = path, told, threading.Event()
         self._next: Policy | None = None
         signal.signal(signal.SIGHUP, lambda number, frame: self.asked.set())
 
@@ -126,6 +130,7 @@ class _Again:
                 office.keep_policy("; ".join(error.problems))
                 print(f"confide: the policy stays as it was: {error.problems[0]}", file=sys.stderr, flush=True)
         if self._next is not None and office.govern(self._next, replace(opener, policy=self._next)):
+            self.told(self._next)
             self._next = None
             print(f"confide: goes by {self.path} as it is now", file=sys.stderr, flush=True)
 

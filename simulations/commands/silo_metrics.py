@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,15 +49,17 @@ def place(args: argparse.Namespace) -> tuple[str, int] | None:
 
 
 @contextmanager
-def endpoint(args: argparse.Namespace, folder: Path, policy: Policy) -> Iterator[None]:
+def endpoint(args: argparse.Namespace, folder: Path, policy: Policy) -> Iterator[Callable[[Policy], None]]:
     """Serves the silo's metrics, if they are asked for; where nothing can listen there, the silo goes on without.
+
+    Yields what tells it of another policy.
 
     Raises:
         ConfigError: an address that others can reach without certificates on both sides.
     """
     where = place(args)
     if where is None:
-        yield
+        yield lambda policy: None
         return
     from simulations.metrics.serving import Unheard, serve
     from simulations.metrics.silo import SiloExporter
@@ -68,11 +70,11 @@ def endpoint(args: argparse.Namespace, folder: Path, policy: Policy) -> Iterator
         port, stop = serve(exporter, address=where[0], port=where[1], certificates=pem, option="--metrics", files=files)
     except Unheard as error:
         print(f"confide: --metrics: {error.problems[0]}; the silo goes on without it", file=sys.stderr, flush=True)
-        yield
+        yield lambda policy: None
         return
     scheme = "http" if pem is None else "https"
     print(f"confide: metrics: {scheme}://{args.metrics.rpartition(':')[0]}:{port}/metrics", file=sys.stderr, flush=True)
     try:
-        yield
+        yield exporter.govern
     finally:
         stop()

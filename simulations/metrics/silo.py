@@ -18,6 +18,7 @@ from typing import Any, cast, get_args
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from client.office import POLICY_KEPT, POLICY_READ
 from client.policy import UNITS, Allowance, Policy
 from privacy import account
 from privacy.chain import Entry, LedgerError, load
@@ -88,9 +89,15 @@ class SiloExporter(Collector):
     """
 
     def __init__(self, folder: Path, policy: Policy) -> None:
-        self.policy, self._turn = policy, Lock()
-        self._log, self._ledgers = Tail(folder / "audit.jsonl"), Ledgers(folder / "ledgers", policy)
+        self.folder, self._turn = folder, Lock()
+        self._log = Tail(folder / "audit.jsonl")
+        self.govern(policy)
         self._forget()
+
+    def govern(self, policy: Policy) -> None:
+        """Goes by another policy from the next scrape on: its budgets, and its deltas."""
+        with self._turn:
+            self.policy, self._ledgers = policy, Ledgers(self.folder / "ledgers", policy)
 
     def describe(self) -> list[Metric]:
         """Nothing: a registry would else scrape once to find out."""
@@ -122,6 +129,8 @@ class SiloExporter(Collector):
 
     def _add(self, line: Mapping[str, Any]) -> None:
         """A line of `client.audit_log`."""
+        if line.get("what") in (POLICY_READ, POLICY_KEPT):  # Nobody asked for anything.
+            return
         what = str(line.get("code") if line.get("what") == "refused" else line.get("what"))
         self._outcomes[what if what in OUTCOMES else OTHER] += 1
         for way, name in (("in", "received"), ("out", "sent")):

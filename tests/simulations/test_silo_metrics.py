@@ -84,6 +84,21 @@ def test_it_is_what_log_and_ledger_add_up_to_and_survives_a_restart(silo: Office
     assert shown(tmp_path / "own") == found  # One that begins now knows the same.
 
 
+def test_another_policy_has_its_budgets_shown_and_is_no_request(silo: Office, tmp_path: Path) -> None:
+    exporter = SiloExporter(tmp_path / "own", policy(**RULES))
+    trained(silo)
+    before = shown(tmp_path / "own", exporter)
+    tighter = policy(**RULES | {"silo": {"epsilon": 20.0, "delta": 1e-2}})
+    assert silo.govern(tighter, silo._open_run)
+    silo.keep_policy("no file")
+    exporter.govern(tighter)
+    found = shown(tmp_path / "own", exporter)
+    assert (before["epsilon_budget", "silo"], found["epsilon_budget", "silo"]) == (50.0, 20.0)
+    assert found["epsilon_remaining", "silo"] == pytest.approx(20.0 - found["epsilon_spent", "silo"])
+    requests = [{key: value for key, value in each.items() if key[0] == "requests_total"} for each in (before, found)]
+    assert requests[0] == requests[1]
+
+
 def test_charges_for_another_relation_have_no_price_beside_the_first() -> None:
     both: list[Neighbours] = ["add_remove", "zero_out"]
     entries = [Entry(at, "reserve", 1, "silo", relation, Gaussian(2.0), None) for at, relation in enumerate(both)]
