@@ -42,16 +42,16 @@ test: $(STAMP)  ## format, lint, types, import arrows, then all tests that start
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not integration" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not integration and not exhaustive" $(ARGS)
 
 integration: $(STAMP)  ## tests with real processes, a browser and fetched data; nothing may be skipped
 	@for name in $(CARRIERS); do \
 		echo "confide: fetching $$name unless it is in the cache"; $(BIN)/confide data fetch $$name || exit 1; \
 	done
-	CONFIDE_INTEGRATION=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs -m "integration or carrier" $(ARGS)
+	CONFIDE_INTEGRATION=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs -m "(integration or carrier) and not exhaustive" $(ARGS)
 
-faults: $(STAMP)  ## tests of tests/faults/README.md: kills, full disks, hostile bytes, and all else that goes wrong
-	$(BIN)/python -m pytest -m fault $(ARGS)
+faults: $(STAMP)  ## tests of tests/faults/README.md: kills at every seam, full disks, hostile bytes, and all else that goes wrong
+	CONFIDE_INTEGRATION=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs -m fault $(ARGS)
 
 soak: $(STAMP)  ## a server and seven silos, killed at random until a budget of 200 rounds is spent, against a run in peace
 	$(BIN)/python -m tests.faults.soak $(ARGS)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import signal
-import threading
 from collections.abc import Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -42,20 +42,20 @@ def execute(args: argparse.Namespace) -> int:
     from simulations.metrics.serving import serve
 
     _require(args)
+    over: SimpleQueue[int] = SimpleQueue()  # Not an Event: a handler that sets one waits for whoever begins to wait.
+
+    def end(number: int, frame: FrameType | None) -> None:
+        over.put(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # Before anybody can know that it is there to be stopped.
+        signal.signal(number, end)
     exporter = Exporter(args.store, max_runs=args.max_runs)
     given = {"--tls-cert": args.tls_cert, "--tls-key": args.tls_key, "--client-ca": args.client_ca}
     port, stop = serve(exporter, address=args.addr, port=args.port, certificates=certificates(given))
     scheme = "http" if args.tls_cert is None else "https"
     exporter.read()  # Not left to the first scrape, which would wait too long for it.
     print(f"{len(found(args.store))} runs in {args.store}; scrape {scheme}://{args.addr}:{port}/metrics", flush=True)
-    over = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        over.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    over.wait()
+    over.get()
     stop()
     return OK
 

@@ -7,11 +7,11 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from simulations.commands import INTERRUPTED, OK
@@ -113,17 +113,17 @@ class _Again:
     """
 
     def __init__(self, path: str, told: Callable[[Policy], None]) -> None:
-        self.path, self.told, self.asked = path, told, threading.Event()
+        self.path, self.told = path, told
+        self._asked = False  # No Event: a handler that sets one waits for whoever clears it, who waits for the handler.
         self._next: Policy | None = None
-        signal.signal(signal.SIGHUP, lambda number, frame: self.asked.set())
+        signal.signal(signal.SIGHUP, self._note)
 
     def look(self, office: Office, opener: Opener) -> None:
         """Takes the policy over where that was asked for, once no task is worked on."""
         from client.policy import read_policy
 
-        if self.asked.is_set():
-            self.asked.clear()
-            self._next = None
+        if self._asked:
+            self._asked, self._next = False, None
             try:
                 self._next = read_policy(self.path)
             except ConfigError as error:
@@ -133,6 +133,9 @@ class _Again:
             self.told(self._next)
             self._next = None
             print(f"confide: goes by {self.path} as it is now", file=sys.stderr, flush=True)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
 
 
 def _place(args: argparse.Namespace) -> Place:

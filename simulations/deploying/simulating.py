@@ -54,7 +54,8 @@ def _superlink(home: Path) -> Iterator[None]:
     (home / "config.toml").write_text(f'[superlink.{NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
     command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--disable-runtime-dependency-installation"]
-    told = environment(home) | {"RAY_USAGE_STATS_ENABLED": "0"}
+    # Ray's programs write their titles over their environment, where they are known by; with SPT_NOENV they do not.
+    told = environment(home) | {"RAY_USAGE_STATS_ENABLED": "0", "SPT_NOENV": "1"}
     if len(str(home)) <= LONGEST:
         told |= {"RAY_TMPDIR": str(home)}
     with Program("flower-superlink", command, log=home / "superlink.log", environment=told) as program:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIServer
 
 from strategies.schema import ConfigError
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
+
+GRACE_S = 2.0  # For the answers on their way when it is told to stop.
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,30 @@ def serve(
         line = f"{address}:{port}: cannot listen ({error.strerror or error}); choose another port"
         raise Unheard([line]) from error
 
+    answering = _counted(server)
+
     def stop() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+        patience = time.monotonic() + GRACE_S
+        for each in answering:  # Cut off among its headers, an answer reads as one without a single metric.
+            each.join(max(0.0, patience - time.monotonic()))
 
     return int(server.server_port), stop
+
+
+def _counted(server: Any) -> list[Thread]:
+    """The threads that answer, as they are from now on; they do not hold the process once it ends."""
+    answering: list[Thread] = []
+
+    def answer(request: Any, client: Any) -> None:
+        answering[:] = [each for each in answering if each.is_alive()]
+        answering.append(Thread(target=server.process_request_thread, args=(request, client), daemon=True))
+        answering[-1].start()
+
+    server.process_request = answer
+    return answering
 
 
 def _loopback(address: str, option: str) -> bool:

@@ -65,6 +65,15 @@ class Terminal:
         return self.process.returncode, same
 
 
+def grown(file, size, training):
+    """Waits until a run wrote more."""
+    end = time.monotonic() + TIMEOUT_S
+    while file.stat().st_size <= size:
+        assert training.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.integration
 def test_watch_follows_a_run_from_before_it_begins_through_a_kill_and_a_resume_to_its_end(tmp_path):
     view = Terminal(tmp_path, "run", "--wait", "--every", "0.05")
@@ -77,6 +86,7 @@ def test_watch_follows_a_run_from_before_it_begins_through_a_kill_and_a_resume_t
     before = (tmp_path / "run" / "rounds.jsonl").read_bytes()
     training = start(tmp_path, "run", "--resume", "run", "--quiet")
     view.until("running, last round 0 s ago")
+    grown(tmp_path / "run" / "rounds.jsonl", len(before), training)  # Else the signal may come before it listens to it.
     training.send_signal(signal.SIGINT)
     assert training.wait(TIMEOUT_S) == 130
     code, same = view.left()
@@ -111,10 +121,6 @@ def test_whoever_leaves_does_not_touch_the_run(tmp_path):
             os.write(view.here, leave.encode())
         assert view.left() == (0, True)
         assert "\x1b[?1049l" in view.text  # The screen that was there before is back.
-        size, end = rounds.stat().st_size, time.monotonic() + TIMEOUT_S
-        while rounds.stat().st_size == size:
-            assert training.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        grown(rounds, rounds.stat().st_size, training)
     training.send_signal(signal.SIGINT)
     assert training.wait(TIMEOUT_S) == 130

@@ -182,7 +182,7 @@ def test_killed_where_it_matters_on_either_side_a_run_ends_with_the_same_model()
     killed_all(sorted(QUICK))
 
 
-@pytest.mark.integration
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cases", [SERVER, AT_SILO], ids=["server", "silo"])
 def test_killed_at_any_seam_of_either_side(cases: dict[str, Case]) -> None:
     killed_all(list(cases))

@@ -328,7 +328,7 @@ def test_killed_at_any_seam_a_run_with_personal_state_ends_with_the_same_model(p
     killed_at_every_seam(place, "keepsake", KILLED)
 
 
-@pytest.mark.integration
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("strategy", "round_"), [("keepsake", 1), ("keepsake", ROUNDS), ("fedavg", KILLED)])
 def test_killed_at_any_seam_of_any_round(place: Place, strategy: str, round_: int) -> None:
     killed_at_every_seam(place, strategy, round_)
@@ -454,7 +454,7 @@ def test_a_killed_round_is_paid_from_the_budget_of_examples_too(place: Place) ->
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in (1, 2))])
 def test_twenty_rounds_under_random_kills(place: Place, seed: int) -> None:
     """Kills at random seams, a few rounds apart, until the run is done."""
     rounds, kills, rng = 20, 12, random.Random(seed)

@@ -61,6 +61,21 @@ def test_a_scrape_in_flight_neither_holds_the_exporter_nor_is_cut_off() -> None:
             slow.go.set()
 
 
+def test_an_answer_on_its_way_is_waited_for_a_moment() -> None:
+    slow = Slow()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            port, stop = serve(slow, address="127.0.0.1", port=0)
+            answer: Future[str] = pool.submit(scraped, port)
+            assert slow.begun.wait(WAIT_S)
+            threading.Timer(0.2, slow.go.set).start()
+            stop()
+            assert slow.go.is_set()
+            assert answer.result(WAIT_S).endswith("last 1.0\n")
+        finally:
+            slow.go.set()
+
+
 @pytest.mark.integration
 def test_an_exporter_that_is_told_to_stop_under_scrapes_ends_well(tmp_path: Path) -> None:
     """Four threads scrape it all the time, and go on until nobody answers."""
