@@ -58,7 +58,7 @@ def answer(
     channels, spoilt = host.leaving(trained, instruction)
     out = Contributions(mechanisms, host.channel_sizes, heaviest=host.strategy.heaviest)
     chosen = host.strategy.kept(host.single.layout, instruction.round, instruction.tier)
-    out.add(channels, trained.update.weight, [silo], refused=crowded(trained.update.channels, chosen, [silo]))
+    out.judge(channels, trained.update.weight, [silo], refused=crowded(trained.update.channels, chosen, [silo]))
     if host.personal is not None and (out.failures or spoilt):
         host.personal.forget([silo])
     refused = out.failures[0].reason if out.failures else None

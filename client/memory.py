@@ -78,4 +78,4 @@ class Memory:
             self.over = max(self.over, old)
         facts = {"digest": self.digest, "round": round_, "attempt": attempt, "over": self.over}
         line = json.dumps(facts | {"attempts": {str(key): value for key, value in self.attempts.items()}})
-        atomic_write(self.path, line.encode() + b"\n" + answer)
+        atomic_write(self.path, line.encode() + b"\n", answer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -72,6 +73,23 @@ class Partial:
     seconds: tuple[float, ...] = field(default=(), compare=False)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Updates of the right form.
+
+    Attributes:
+        rows: channel to vectors `(silos, N)`, as they came.
+        norms: channel to their lengths `(silos,)` float64.
+        weights: `(silos,)` float64.
+        good: which of them can be used, `(silos,)` bool.
+    """
+
+    rows: Mapping[str, Tensor]
+    norms: Mapping[str, Tensor]
+    weights: Tensor
+    good: Tensor
+
+
 @dataclass
 class Contributions:
     """Sums the updates of one chunk: refuses what is malformed, clips each vector, weighs it, adds it.
@@ -95,10 +113,35 @@ class Contributions:
     failures: list[Failure] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in self.sizes.items()}
         self.votes = no_votes(self.mechanisms)
         self._answered: set[int] = set()
         self._seen: list[Revealed] = [Revealed.nobody(self.sizes)] if self.reveals else []
+
+    @cached_property
+    def sums(self) -> dict[str, Tensor]:
+        """Channel to `(N,)` float64; made once there is something to sum, since a judge needs none."""
+        return {name: torch.zeros(size, dtype=torch.float64) for name, size in self.sizes.items()}
+
+    def judge(
+        self,
+        channels: Mapping[str, Tensor],
+        weight: Tensor | float,
+        silos: Sequence[int],
+        *,
+        refused: Mapping[int, str] = MappingProxyType({}),
+    ) -> Judged | None:
+        """What `add` makes of updates before it sums them: those that it would leave out are in `failures` after.
+
+        None where their form is wrong.
+        """
+        problem = self._malformed(channels, len(silos)) or _malformed_weight(weight, len(silos))
+        if problem is not None:
+            self.failures += [Failure(silo, problem) for silo in silos]
+            return None
+        rows = {name: channels[name].detach().reshape(len(silos), size) for name, size in self.sizes.items()}
+        norms = {name: torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64) for name, vectors in rows.items()}
+        weights = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).expand(len(silos))
+        return Judged(rows, norms, weights, self._usable(norms, weights, silos, refused))
 
     def add(
         self,
@@ -118,22 +161,22 @@ class Contributions:
         is left out with a reason; it can neither stop the round nor change what the others contribute. No silos at all
         add nothing.
         """
-        problem = self._malformed(channels, len(silos)) or _malformed_weight(weight, len(silos))
-        if problem is not None:
-            self.failures += [Failure(silo, problem) for silo in silos]
+        judged = self.judge(channels, weight, silos, refused=refused)
+        if judged is None:
             return
-        rows = {name: channels[name].detach().reshape(len(silos), size).double() for name, size in self.sizes.items()}
-        norms = {name: torch.linalg.vector_norm(vectors, dim=-1) for name, vectors in rows.items()}
-        weights = torch.as_tensor(weight, dtype=torch.float64).reshape(-1).expand(len(silos))
-        good = self._usable(norms, weights, silos, refused)
+        good, weights = judged.good, judged.weights
         clipped = torch.zeros(len(silos), dtype=torch.bool)
         seen: dict[str, Tensor] = {}
         for name, mechanism in self.mechanisms.items():
-            vectors, norm = rows[name], norms[name]
+            vectors, norm = judged.rows[name], judged.norms[name]
             if not bool(good.all()):  # A zero factor would turn inf into NaN: bad rows leave the matrix.
                 vectors, norm = vectors[good], norm[good]
             factors = mechanism.factors(norm)
-            self.sums[name] += (factors * weights[good]) @ vectors
+            weighted = factors * weights[good]
+            if len(vectors) == 1:  # One update may be so large that there is no room for another of it, in float64.
+                self.sums[name].add_(vectors[0], alpha=float(weighted))
+            else:
+                self.sums[name] += weighted @ vectors.double()
             clipped[good] |= factors < 1.0
             if self.reveals:
                 seen[name] = (factors.unsqueeze(-1) * vectors).float()

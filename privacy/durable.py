@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replaces a file by new contents that are on the disk before the old ones are gone."""
+def atomic_write(path: Path, *parts: bytes) -> None:
+    """Replaces a file by new contents, one part after the other, that are on the disk before the old ones are gone."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from privacy.chain import Head
 from server.post import POLL_S
 from server.roll import Roll
 from strategies.envelope import EnvelopeError, Expected, Reply, Task, decode_reply, encode
+from strategies.traffic import message
 from strategies.wire import Values
 
 LOG = logging.getLogger("confide.server")
@@ -26,6 +27,9 @@ OLD_LEDGER = "ledger of the silo is an older copy"
 REASONS = (ABSENT, LATE, SPARE, LOST, UNREADABLE, OUTSIDE, OTHER_RUN, OTHER_ROUND, OTHER_SILO, OLD_LEDGER)
 """Why an answer is not used; beside these there is `refused: CODE`, by `strategies.envelope.CODES`."""
 
+
+FETCHED = 2**27
+"""Bytes of answers that are fetched together: of large models not all letters are held beside the models."""
 
 PATIENT_S = 120.0
 """A question that is open for at least as long is asked once more at half time, where no answer came: whoever carries
@@ -79,16 +83,26 @@ class Exchange:
             if self.clock.now() >= half:
                 half = math.inf
                 self._send(sorted({silo for silo in self._open.values() if silo in self.roll.node_of}), deadline)
-            for answer in self.roll.post.fetch(list(self._open)):
-                silo = self._open.pop(answer.letter, None)  # A second answer to one letter finds nobody waiting.
-                if silo is not None and not (answer.data is None and silo in self._open.values()):
-                    self._open = {letter: whose for letter, whose in self._open.items() if whose != silo}
-                    self._take(silo, answer.data)
+            waited, most = list(self._open), self._at_once()
+            for first in range(0, len(waited), most):
+                self._hear(waited[first : first + most])
             if self._waits():
                 before = self.clock.now()
                 self.clock.sleep(POLL_S)
                 self.waited_s += self.clock.now() - before
         self._close()
+
+    def _at_once(self) -> int:
+        """Letters whose answers are fetched together."""
+        forms = (message(expected.sizes, expected.kept, expected.values) for _, expected in self.asks.values())
+        return max(1, FETCHED // max([1, *(form.bytes for form in forms)]))
+
+    def _hear(self, letters: Sequence[str]) -> None:
+        for answer in self.roll.post.fetch(letters):
+            silo = self._open.pop(answer.letter, None)  # A second answer to one letter finds nobody waiting.
+            if silo is not None and not (answer.data is None and silo in self._open.values()):
+                self._open = {letter: whose for letter, whose in self._open.items() if whose != silo}
+                self._take(silo, answer.data)
 
     def _waits(self) -> bool:
         return bool(self._open or self._rejoining) and len(self.replies) < self.quorum
@@ -104,10 +118,13 @@ class Exchange:
 
     def _send(self, silos: Iterable[int], deadline: float) -> None:
         left = max(deadline - self.clock.now(), POLL_S)
-        letters = {
-            self.roll.node_of[silo]: encode(replace(self.asks[silo][0], deadline_s=left), values=self.values)
-            for silo in silos
-        }
+        written: dict[int, bytes] = {}  # Silos with one task get one letter: a model is written down once.
+        letters: dict[int, bytes] = {}
+        for silo in silos:
+            task = self.asks[silo][0]
+            if id(task) not in written:
+                written[id(task)] = encode(replace(task, deadline_s=left), values=self.values)
+            letters[self.roll.node_of[silo]] = written[id(task)]
         sent = self.roll.post.send(letters, ttl_s=left) if letters else {}
         self._open |= {letter: self.roll.silo_of[node] for letter, node in sent.items()}
 

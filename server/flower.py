@@ -65,13 +65,14 @@ class GridPost:
         return sorted(self.grid.get_node_ids())
 
     def send(self, letters: Mapping[int, bytes], *, ttl_s: float) -> Mapping[str, int]:
-        """Sends; see `server.post.Post`."""
+        """Sends; see `server.post.Post`. What several get is one content, which is hashed and carried up once."""
         from flwr.app import Message
 
         wait_for_rest(PATIENCE * ttl_s)
         # A list: the grid goes through it twice. Time to live is in whole seconds there, and must outlast ours.
         ttl = math.ceil(ttl_s) + 1.0
-        messages = [Message(letter(data, self.folder), node, MESSAGE, ttl=ttl) for node, data in letters.items()]
+        contents = {data: letter(data, self.folder) for data in set(letters.values())}
+        messages = [Message(contents[data], node, MESSAGE, ttl=ttl) for node, data in letters.items()]
         sent = list(self.grid.push_messages(messages)) if messages else []
         return {found: node for found, node in zip(sent, letters) if found}  # None: that node was not to be reached.
 

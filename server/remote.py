@@ -123,7 +123,7 @@ class RemoteLink:
         for request in requests:
             task = replace(self._task(request.instruction), kind="train", attempt=attempt, record=record)
             expected = self.terms.expected(request.instruction)
-            asks |= {silo: (self._for(silo, task), expected) for silo in request.silos}
+            asks |= {silo: (own, expected) for silo, own in self._each(task, request.silos).items()}
         done = self._exchange(asks, quorum=self.terms.enough(len(asks), mechanisms))
         self._require_somebody(done)
         for number, (instruction, silos) in enumerate(chunks(requests, self.terms.chunk)):
@@ -152,7 +152,7 @@ class RemoteLink:
         """How those of some silos are served that are there; see `server.link.Link`."""
         self._look() if self._met else self._meet()
         task = replace(self._task(instruction), kind="evaluate", split=split, fresh=fresh)
-        done = self._exchange({silo: (self._for(silo, task), Expected({})) for silo in silos})
+        done = self._exchange({silo: (own, Expected({})) for silo, own in self._each(task, silos).items()})
         found = [(silo, done.replies[silo].evaluation) for silo in silos if silo in done.replies]
         held = [(silo, each) for silo, each in found if each is not None]
         return Evaluation(
@@ -187,7 +187,8 @@ class RemoteLink:
     def close(self) -> None:
         """Tells the silos that are there which round stands."""
         task = self._bare()
-        self._exchange({silo: (self._for(silo, task), Expected({})) for silo in self.roll.node_of}, limit_s=CLOSING_S)
+        asks = {silo: (own, Expected({})) for silo, own in self._each(task, list(self.roll.node_of)).items()}
+        self._exchange(asks, limit_s=CLOSING_S)
 
     def _exchange(
         self, asks: Mapping[int, tuple[Task, Expected]], *, quorum: float = math.inf, limit_s: float = math.inf
@@ -268,9 +269,14 @@ class RemoteLink:
         terms = self.terms
         return Task(kind=kind, run=self.book.run, digest=terms.digest, deadline_s=terms.deadline_s, **facts)  # type: ignore[arg-type]
 
-    def _for(self, silo: int, task: Task) -> Task:
-        """With the last round that used the silo's update: what it staged in another was of no use to anybody."""
-        return replace(task, committed=self.book.page.used.get(silo, 0))
+    def _each(self, task: Task, silos: Sequence[int]) -> dict[int, Task]:
+        """With the last round that used each silo's update: what it staged in another was of no use to anybody.
+
+        Silos of whom that is the same have one task.
+        """
+        used = {silo: self.book.page.used.get(silo, 0) for silo in silos}
+        of = {round_: replace(task, committed=round_) for round_ in set(used.values())}
+        return {silo: of[round_] for silo, round_ in used.items()}
 
     def _hello(self) -> bytes:
         told = {"experiment": self.terms.experiment, "schema": self.terms.schema, "vectors": self._constants}

@@ -48,7 +48,7 @@ def opened(data: bytes | memoryview, keys: Sequence[str]) -> memoryview:
     if whose.hex() not in keys:
         raise EnvelopeError("signature: of a server that this silo does not name", code="signature")
     try:
-        Ed25519PublicKey.from_public_bytes(whose).verify(signature, bytes(view[START:]))
+        Ed25519PublicKey.from_public_bytes(whose).verify(signature, view[START:])
     except (InvalidSignature, ValueError) as error:
         raise EnvelopeError("signature: is not of these bytes", code="signature") from error
     return view[START:]

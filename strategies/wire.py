@@ -123,7 +123,7 @@ def decode(data: bytes | bytearray | memoryview, *, size: int, kept: int, values
     if len(data) != expected:
         raise Malformed(f"wire: found {len(data)} bytes where {expected} were expected")
     bits = unpack(chosen, np.frombuffer(data, dtype=np.uint8, offset=HEADER.size), size, kept, values)
-    return torch.from_numpy(bits.view(dtype).astype(np.float32))
+    return torch.from_numpy(bits.view(dtype).astype(np.float32, copy=False))
 
 
 def bits(vector: Tensor, values: Values) -> NDArray[Any]:
@@ -132,7 +132,7 @@ def bits(vector: Tensor, values: Values) -> NDArray[Any]:
     Of float32 they are kept as they are; of float16 every NaN is alike, since conversions change their bits.
     """
     _, dtype, unsigned = _TYPES[values]
-    floats = rounded(vector.detach().cpu(), values).numpy().astype(dtype)
+    floats = rounded(vector.detach().cpu(), values).numpy().astype(dtype, copy=False)
     found = floats.view(unsigned)
     return np.where(np.isnan(floats), unsigned.type(NAN), found) if values == "float16" else found
 

@@ -370,8 +370,51 @@ MUTANTS = (
     Mutant(
         "clip after the sum",
         "privacy/contributions.py",
-        "self.sums[name] += (factors * weights[good]) @ vectors",
-        "self.sums[name] += float(mechanism.factors((weights[good] @ vectors).norm())) * (weights[good] @ vectors)",
+        "self.sums[name] += weighted @ vectors.double()",
+        "self.sums[name] += float(mechanism.factors((weights[good] @ vectors.double()).norm()))"
+        " * (weights[good] @ vectors.double())",
+    ),
+    Mutant(
+        "no clip of an update that comes alone",
+        "privacy/contributions.py",
+        "alpha=float(weighted))",
+        "alpha=float(weights[good]))",
+    ),
+    Mutant(
+        "no weight of an update that comes alone",
+        "privacy/contributions.py",
+        "alpha=float(weighted))",
+        "alpha=float(factors))",
+    ),
+    Mutant(
+        "a silo does not look at its own update",
+        "client/answers.py",
+        "refused = out.failures[0].reason if out.failures else None",
+        "refused = None",
+    ),
+    Mutant(
+        "all silos are told the round of the first",
+        "server/remote.py",
+        "self.book.page.used.get(silo, 0) for silo in silos",
+        "self.book.page.used.get(silos[0], 0) for silo in silos",
+    ),
+    Mutant(
+        "a letter of its own for each silo",
+        "server/exchange.py",
+        "            if id(task) not in written:",
+        "            if True:",
+    ),
+    Mutant(
+        "all answers at once, however large",
+        "server/exchange.py",
+        "waited, most = list(self._open), self._at_once()",
+        "waited, most = list(self._open), max(1, len(self._open))",
+    ),
+    Mutant(
+        "an answer is cut off as the exporter stops",
+        "simulations/metrics/serving.py",
+        "            each.join(max(0.0, patience - time.monotonic()))",
+        "            pass",
     ),
     Mutant(
         "denominator is the arrivals",
@@ -2820,8 +2863,8 @@ MUTANTS = (
     Mutant(
         "silos keep what nobody used",
         "server/remote.py",
-        "return replace(task, committed=self.book.page.used.get(silo, 0))",
-        "return replace(task, committed=self.book.page.round)",
+        "used = {silo: self.book.page.used.get(silo, 0) for silo in silos}",
+        "used = dict.fromkeys(silos, self.book.page.round)",
     ),
     Mutant(
         "two nodes for one silo",
@@ -3019,7 +3062,7 @@ MUTANTS = (
     Mutant(
         "office: a signature not verified",
         "strategies/signing.py",
-        "Ed25519PublicKey.from_public_bytes(whose).verify(signature, bytes(view[START:]))",
+        "Ed25519PublicKey.from_public_bytes(whose).verify(signature, view[START:])",
         "Ed25519PublicKey.from_public_bytes(whose)",
     ),
     Mutant(

@@ -9,6 +9,7 @@ it comes from what is logged anyway: the run's log, the nodes' logs, the silos' 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -35,7 +36,7 @@ from strategies.loading import load
 
 POLICY = "unprotected: true\nstrategies: [fedavg]\ntasks: [logistic, mlp]\n"
 ENGINE = "engine.kind=flower"
-NUMBERS = 75  # Of the network, for each hidden unit: 64 to it and 10 from it, and one of its own; 10 more in all.
+INPUTS, CLASSES = 64, 10  # Of digits.
 SERVER = re.compile(r"round (\d+): asked and summed in ([\d.]+) s, ([\d.]+) of them in the post, ([\d.]+) waiting")
 RELAY = re.compile(r"confide: \d+ bytes there, (\d+) back, in ([\d.]+) s")
 TORCH = """\
@@ -46,10 +47,15 @@ if any(part.endswith("flwr-clientapp") for part in sys.orig_argv):
 
 
 def experiment(silos: int, size: int, rounds: int) -> Experiment:
-    """One step of a network of `size` bytes, in every silo and without privacy."""
+    """One step of a network of about `size` bytes, in every silo and without privacy.
+
+    Two hidden layers of one width: a single one would be so wide that what is measured is its activations.
+    """
+    wide = INPUTS + CLASSES + 2  # Numbers for each hidden unit, beside those between the two layers.
+    width = round((math.sqrt(wide**2 + 4 * (size / 4 - CLASSES)) - wide) / 2)
     changes = [f"data.silos={silos}", "cohort.rate=1", f"rounds={rounds}", "engine.deadline_s=300", "train.steps=1"]
     changes += ["privacy.silo=null", "privacy.audit.canaries=0", ENGINE]
-    return load(find("quickstart"), [*changes, f"task={{name: mlp, hidden: [{max(size // 4 // NUMBERS, 1)}]}}"])
+    return load(find("quickstart"), [*changes, f"task={{name: mlp, hidden: [{width}, {width}]}}"])
 
 
 @dataclass

@@ -48,8 +48,9 @@ class SignedPost:
         return self.post.nodes()
 
     def send(self, letters: Mapping[int, bytes], *, ttl_s: float) -> Mapping[str, int]:
-        """Signs and sends."""
-        return self.post.send({node: signed(data, self.key) for node, data in letters.items()}, ttl_s=ttl_s)
+        """Signs and sends; a letter that several get is signed once."""
+        done = {data: signed(data, self.key) for data in set(letters.values())}
+        return self.post.send({node: done[data] for node, data in letters.items()}, ttl_s=ttl_s)
 
     def fetch(self, letters: Collection[str]) -> Sequence[Answer]:
         """Answers so far."""

@@ -68,7 +68,7 @@ def test_an_answer_on_its_way_is_waited_for_a_moment() -> None:
             port, stop = serve(slow, address="127.0.0.1", port=0)
             answer: Future[str] = pool.submit(scraped, port)
             assert slow.begun.wait(WAIT_S)
-            threading.Timer(0.2, slow.go.set).start()
+            threading.Timer(1.2, slow.go.set).start()
             stop()
             assert slow.go.is_set()
             assert answer.result(WAIT_S).endswith("last 1.0\n")

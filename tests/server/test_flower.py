@@ -12,8 +12,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError, pull_objects
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from server.flower import PATIENCE, GridPost
-from tests.server.flower_grid import FakeGrid
+from server.flower import PATIENCE, GridPost, opened
+from tests.server.flower_grid import FakeGrid, identity
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +45,14 @@ def test_flowers_grid_has_no_limit_of_its_own_for_an_answer() -> None:
     call = source[source.index("pull_objects(") : source.index("except ObjectPullError")]
     assert "max_time" not in call
     assert "max_tries" not in call
+
+
+def test_what_several_nodes_get_is_one_content() -> None:
+    """Flower hashes a content once, and carries it up once, where it is one object."""
+    grid = FakeGrid({}.fromkeys((1, 2, 3), lambda message: []))
+    with identity():
+        GridPost(cast(Grid, grid)).send({1: (same := b"a model"), 2: same, 3: b"another"}, ttl_s=8.0)
+    first, second, third = (message.content for message in grid.pushed)
+    assert first is second
+    assert third is not first
+    assert [opened(content) for content in (first, third)] == [b"a model", b"another"]

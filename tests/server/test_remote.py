@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from server import exchange
 from server.book import Book
 from server.exchange import PATIENT_S
 from server.link import Request
+from server.post import Answer
 from server.remote import SILENT, RemoteLink, Terms, Unreachable
 from server.store import StoreError
 from strategies.base import Instruction, Strategy
@@ -374,6 +375,44 @@ def test_silos_learn_the_last_round_that_used_their_update(tmp_path: Path) -> No
     ask(link, round_=3)
     told = {node: task.committed for node, task in post.asked("train") if task.round == 3}
     assert told == {10: 2, 11: 1, 12: 2}
+
+
+def test_silos_that_are_asked_alike_get_one_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is written down once for all of them, whoever joins when."""
+    link, post, _ = federation(tmp_path)
+    sent: list[Mapping[int, bytes]] = []
+    true = post.send
+
+    def send(letters: Mapping[int, bytes], *, ttl_s: float) -> Mapping[str, int]:
+        sent.append(letters)
+        return true(letters, ttl_s=ttl_s)
+
+    monkeypatch.setattr(post, "send", send)
+    ask(link)
+    link.book.page.used[1] = 1
+    ask(link, round_=2)
+    train = [letters for letters in sent if decode_task(letters[10]).kind == "train"]
+    assert [len({id(data) for data in letters.values()}) for letters in train] == [1, 2]
+    assert train[1][10] is train[1][12]
+
+
+def test_answers_of_large_models_are_fetched_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer takes 28 bytes, 12 of them for its header, so two fit into 60."""
+    monkeypatch.setattr(exchange, "FETCHED", 60)
+    link, post, _ = federation(tmp_path)
+    fetched: list[int] = []
+    true = post.fetch
+
+    def fetch(letters: Collection[str]) -> Sequence[Answer]:
+        fetched.append(len(letters))
+        return true(letters)
+
+    monkeypatch.setattr(post, "fetch", fetch)
+    link.roll.look()
+    link.roll.hear()
+    fetched.clear()
+    assert total(ask(link)) == 6.0
+    assert fetched[-2:] == [2, 1]
 
 
 def test_a_refused_update_does_not_stand_at_its_silo(tmp_path: Path) -> None:
