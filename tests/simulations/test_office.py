@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -27,7 +28,9 @@ from privacy.events import Composed, Event, Gaussian, Poisson, Repeated, Sampled
 from privacy.ledger import Ledger, LedgerError
 from simulations.deploying.opening import Opener
 from simulations.preparing import prepare
+from strategies.base import Update
 from strategies.envelope import decode_task
+from strategies.fedavg import FedAvg
 from strategies.signing import signed
 from tests.simulations.silos import OPEN, RUN, SILO, asked, experiment, hello, office, policy, said
 
@@ -213,6 +216,18 @@ def test_a_round_is_on_the_disk_before_the_first_step(
     assert (answer.code, "3.5" in answer.reason) == ("training_failed", False)  # An error may quote a row.
     assert "row 17 says 3.5" in log(tmp_path)[-1]["private"]
     assert events(tmp_path) == [Gaussian(2.0)]  # Something may have been seen: it counts.
+
+
+def test_an_update_that_the_server_would_refuse_does_not_leave(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the words of whoever sums; so the silo knows at once, and forgets what it staged."""
+    run, silo = experiment(), make()
+    silo.handle(hello(run))
+    size = prepare(run).model.start.numel()
+    monkeypatch.setattr(
+        FedAvg, "local", lambda self, silo, instruction: Update({"delta": torch.full((size,), math.inf)})
+    )
+    answer = said(silo.handle(asked(run)), run)
+    assert (answer.status, answer.code, answer.reason) == ("refused", "training_failed", "update is not finite")
 
 
 def test_where_the_ledger_cannot_be_written_nothing_is_trained(
