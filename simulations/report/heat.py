@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from simulations.report.markup import Html, Value, element
+from simulations.report.picture import Frame
 
 WIDTH, LEFT, TOP = 560, 172, 76
 ROW = 22
@@ -27,6 +28,7 @@ CSS = """
     f".heat .h{n} {{ fill: color-mix(in oklab, var(--strong) {100 * n // STEPS}%, var(--pale)); }}\n"
     for n in range(STEPS + 1)
 )
+FRAME = Frame("heat", CSS, WIDTH, left=12)
 
 
 def heat(
@@ -56,28 +58,15 @@ def heat(
             f"heat {key}: {len(rows)} rows of {len(columns)} numbers are needed, got {list(map(len, values))}"
         )
     wide, height = (WIDTH - LEFT - 10) / len(columns), TOP + ROW * len(rows) + 12
-    box: dict[str, Value] = {
-        "xmlns": "http://www.w3.org/2000/svg",
-        "class": "heat",
-        "role": "img",
-        "aria-labelledby": f"{key}-title {key}-told",
-        "viewBox": f"0 0 {WIDTH} {height}",
-        "width": WIDTH,
-        "height": height,
-        "style": "max-width:100%;height:auto",
-    }
     described = ". ".join(f"{name}: {', '.join(map(percent, row))}" for name, row in zip(rows, values))
-    return element(
-        "svg",
-        box,
-        element("title", {"id": f"{key}-title"}, f"{title} ({told})"),
-        element("desc", {"id": f"{key}-told"}, described),
-        element("style", {}, Html(CSS)),
-        element("rect", {"width": WIDTH, "height": height, "rx": 6, "fill": "var(--paper)"}),
-        element("text", {"x": 12, "y": 20, "class": "head"}, title),
-        element("text", {"x": 12, "y": 37}, told),
+    return FRAME.around(
+        key,
+        title,
         *_heads(groups, wide),
         *(part for at, name in enumerate(rows) for part in _row(at, name, values[at], wide, high_is_bad)),
+        told=told,
+        described=described,
+        height=height,
     )
 
 

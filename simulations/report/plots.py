@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from simulations.report import letters
 from simulations.report.axes import Point, thin
 from simulations.report.markup import Html, Value, element
+from simulations.report.picture import Frame
 from simulations.report.scales import Axis, Scale, scale_of
 
 WIDTH, HEIGHT = 480, 260  # Of the picture, and of the field between its axes.
@@ -34,6 +35,7 @@ CSS = """
 .plot .band { stroke: none; fill-opacity: .13; } .plot .level { stroke: var(--ink); stroke-dasharray: 1 4; }
 """ + "".join(f".plot .c{n} {{ stroke: var(--c{n}); }} .plot .f{n} {{ fill: var(--c{n}); }}\n" for n in range(COLOURS))
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
+FRAME = Frame("plot", CSS, WIDTH, LEFT)
 
 
 @dataclass(frozen=True)
@@ -78,25 +80,9 @@ def plot(key: str, title: str, *, told: str, curves: Sequence[Curve], x: Axis, y
     upwards = scale_of(y, [value for curve in curves for value in _heights(curve)])
     rows = -(-len(curves) // LEGEND_COLUMNS)
     height = TOP + HEIGHT + 44 + LEGEND_ROW * rows
-    box: dict[str, Value] = {
-        "xmlns": "http://www.w3.org/2000/svg",
-        "class": "plot",
-        "role": "img",
-        "aria-labelledby": f"{key}-title {key}-told",
-        "viewBox": f"0 0 {WIDTH} {height}",
-        "width": WIDTH,
-        "height": height,
-        "style": "max-width:100%;height:auto",
-    }
-    return element(
-        "svg",
-        box,
-        element("title", {"id": f"{key}-title"}, f"{title} ({told})"),
-        element("desc", {"id": f"{key}-told"}, ". ".join(_described(curve) for curve in curves)),
-        element("style", {}, Html(CSS)),
-        element("rect", {"width": WIDTH, "height": height, "rx": 6, "fill": "var(--paper)"}),
-        element("text", {"x": LEFT, "y": 20, "class": "head"}, title),
-        element("text", {"x": LEFT, "y": 37}, told),
+    return FRAME.around(
+        key,
+        title,
         *_grid(across, upwards, x.label, y.label),
         *(
             part
@@ -105,6 +91,9 @@ def plot(key: str, title: str, *, told: str, curves: Sequence[Curve], x: Axis, y
         ),
         *_letters(curves, across, upwards),
         *(part for number, curve in enumerate(curves) for part in _legend(number, curve)),
+        told=told,
+        described=". ".join(_described(curve) for curve in curves),
+        height=height,
     )
 
 
