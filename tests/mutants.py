@@ -2838,7 +2838,7 @@ MUTANTS = (
     ),
     Mutant(
         "a quorum under privacy",
-        "server/remote.py",
+        "server/terms.py",
         "if self.quorum is None or self.noised or any(mechanism.private for mechanism in mechanisms.values()):",
         "if self.quorum is None:",
     ),

@@ -14,7 +14,8 @@ from server.book import Book
 from server.exchange import Clock
 from server.link import Link
 from server.post import Answer, MeteredPost, Post
-from server.remote import RemoteLink, Terms
+from server.remote import RemoteLink
+from server.terms import Terms
 from simulations.data.federation import Federation
 from simulations.deploying.certificates import signing_key
 from simulations.deploying.flower import SIGNING

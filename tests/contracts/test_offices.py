@@ -25,7 +25,7 @@ from privacy.release import Collector
 from server.book import Book
 from server.link import Link, by_tier
 from server.remote import RemoteLink
-from server.remote import Terms as Told
+from server.terms import Terms as Told
 from strategies.base import State, Strategy
 from strategies.envelope import Schema, Task
 from strategies.experiment import Train

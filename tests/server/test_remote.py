@@ -19,8 +19,9 @@ from server.book import Book
 from server.exchange import PATIENT_S
 from server.link import Request
 from server.post import Answer
-from server.remote import SILENT, RemoteLink, Terms, Unreachable
+from server.remote import SILENT, RemoteLink, Unreachable
 from server.store import StoreError
+from server.terms import Terms
 from strategies.base import Instruction, Strategy
 from strategies.envelope import Columns, Reply, Schema, Task, decode_task, encode, refusal
 from strategies.layout import Layout
