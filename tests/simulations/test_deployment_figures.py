@@ -52,9 +52,11 @@ def test_the_relays_line_says_how_much_came_back_and_when(capsys: pytest.Capture
 
 @pytest.mark.parametrize("size", [4_000, 10_000_000])
 def test_a_model_is_as_long_as_was_asked_for(size: int) -> None:
-    """To within one hidden unit, 300 bytes, and the 40 of the biases of its answers."""
-    prepared = prepare(experiment(2, size, 2))
-    assert abs(4 * setup.layout(prepared.model).size - size) <= 340
+    """To within half a hidden unit in both layers: of w units each, w^2 + 76 w + 10 numbers of 4 bytes."""
+    layout = setup.layout(prepare(experiment(2, size, 2)).model)
+    width, inputs = layout.shapes[0]
+    assert layout.size == width**2 + (inputs + 12) * width + 10
+    assert abs(4 * layout.size - size) <= 2 * (2 * width + 77)
 
 
 def test_every_figure_has_a_line() -> None:
