@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from simulations.commands import OK
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from simulations.metrics.serving import Certificates
 
 NAME = "metrics"
+ENDS = (signal.SIGINT, signal.SIGTERM)
 HELP = "an endpoint that Prometheus scrapes: all runs in a folder, live and finished"
 
 
@@ -42,22 +42,32 @@ def execute(args: argparse.Namespace) -> int:
     from simulations.metrics.serving import serve
 
     _require(args)
-    over: SimpleQueue[int] = SimpleQueue()  # Not an Event: a handler that sets one waits for whoever begins to wait.
-
-    def end(number: int, frame: FrameType | None) -> None:
-        over.put(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):  # Before anybody can know that it is there to be stopped.
-        signal.signal(number, end)
     exporter = Exporter(args.store, max_runs=args.max_runs)
     given = {"--tls-cert": args.tls_cert, "--tls-key": args.tls_key, "--client-ca": args.client_ca}
-    port, stop = serve(exporter, address=args.addr, port=args.port, certificates=certificates(given))
-    scheme = "http" if args.tls_cert is None else "https"
-    exporter.read()  # Not left to the first scrape, which would wait too long for it.
-    print(f"{len(found(args.store))} runs in {args.store}; scrape {scheme}://{args.addr}:{port}/metrics", flush=True)
-    over.get()
-    stop()
+    with _held():
+        port, stop = serve(exporter, address=args.addr, port=args.port, certificates=certificates(given))
+        scheme = "http" if args.tls_cert is None else "https"
+        exporter.read()  # Not left to the first scrape, which would wait too long for it.
+        print(
+            f"{len(found(args.store))} runs in {args.store}; scrape {scheme}://{args.addr}:{port}/metrics", flush=True
+        )
+        signal.sigwait(ENDS)
+        stop()
     return OK
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """Keeps signals, here and in threads that are started here, until they are waited for.
+
+    With a handler one that comes just before the wait is lost: Python runs handlers between two steps of the main
+    thread, which by then waits for what the handler would have done.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _require(args: argparse.Namespace) -> None:
