@@ -51,7 +51,7 @@ integration: $(STAMP)  ## tests with real processes, a browser and fetched data;
 	CONFIDE_INTEGRATION=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs -m "(integration or carrier) and not exhaustive" $(ARGS)
 
 faults: $(STAMP)  ## tests of tests/faults/README.md: kills at every seam, full disks, hostile bytes, and all else that goes wrong
-	CONFIDE_INTEGRATION=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs -m fault $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs -m fault $(ARGS)
 
 soak: $(STAMP)  ## a server and seven silos, killed at random until a budget of 200 rounds is spent, against a run in peace
 	$(BIN)/python -m tests.faults.soak $(ARGS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.flower import GridPost
+from server.flower import GridPost, end_with_parent
 
 app = ServerApp()
 
@@ -18,4 +18,5 @@ def main(grid: Grid, context: Context) -> None:
     """Runs the experiment that the run's configuration names."""
     from simulations.deploying.serving import serve
 
+    end_with_parent()
     serve(GridPost(grid), context.run_config)

@@ -405,6 +405,12 @@ MUTANTS = (
         "            if True:",
     ),
     Mutant(
+        "an orphan waits for ever",
+        "server/flower.py",
+        "        os.kill(os.getpid(), signal.SIGKILL)",
+        "        signal.raise_signal(signal.SIGINT)",
+    ),
+    Mutant(
         "all answers at once, however large",
         "server/exchange.py",
         "waited, most = list(self._open), self._at_once()",

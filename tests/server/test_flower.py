@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import cast
@@ -56,3 +61,29 @@ def test_what_several_nodes_get_is_one_content() -> None:
     assert first is second
     assert third is not first
     assert [opened(content) for content in (first, third)] == [b"a model", b"another"]
+
+
+WAITS = """
+import os, sys, threading
+from server.flower import end_with_parent
+end_with_parent()
+threading.Thread(target=threading.Event().wait).start()  # As Flower's, which its interpreter waits for at its end.
+print(os.getpid(), flush=True)
+threading.Event().wait()
+"""
+STARTS = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); sys.stdin.read()"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such parents")
+def test_a_server_app_in_a_wait_ends_with_whoever_started_it() -> None:
+    command = [sys.executable, "-c", STARTS, WAITS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(child, 0)  # It is there.
+        parent.kill()
+        try:
+            assert parent.communicate(timeout=60)[0] == ""  # Returns once nobody holds the pipe: the child is gone.
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
