@@ -87,8 +87,17 @@ def serve(
     except OSError as error:
         line = f"{address}:{port}: cannot listen ({error.strerror or error}); choose another port"
         raise Unheard([line]) from error
+    return int(server.server_port), _ending(server, thread)
 
-    answering = _counted(server)
+
+def _ending(server: Any, thread: Thread) -> Callable[[], None]:
+    """What ends a server that answers in threads, once those had a moment; they do not hold the process after."""
+    answering: list[Thread] = []
+
+    def answer(request: Any, client: Any) -> None:
+        answering[:] = [each for each in answering if each.is_alive()]
+        answering.append(Thread(target=server.process_request_thread, args=(request, client), daemon=True))
+        answering[-1].start()
 
     def stop() -> None:
         server.shutdown()
@@ -98,20 +107,8 @@ def serve(
         for each in answering:  # Cut off among its headers, an answer reads as one without a single metric.
             each.join(max(0.0, patience - time.monotonic()))
 
-    return int(server.server_port), stop
-
-
-def _counted(server: Any) -> list[Thread]:
-    """The threads that answer, as they are from now on; they do not hold the process once it ends."""
-    answering: list[Thread] = []
-
-    def answer(request: Any, client: Any) -> None:
-        answering[:] = [each for each in answering if each.is_alive()]
-        answering.append(Thread(target=server.process_request_thread, args=(request, client), daemon=True))
-        answering[-1].start()
-
     server.process_request = answer
-    return answering
+    return stop
 
 
 def _loopback(address: str, option: str) -> bool:

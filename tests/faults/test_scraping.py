@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,38 +43,38 @@ def scraped(port: int) -> str:
         return str(answer.read().decode())
 
 
-def test_a_scrape_in_flight_neither_holds_the_exporter_nor_is_cut_off() -> None:
-    slow = Slow()
-    with ThreadPoolExecutor(2) as pool:
-        try:
-            port, stop = serve(slow, address="127.0.0.1", port=0)
-            answer: Future[str] = pool.submit(scraped, port)
-            assert slow.begun.wait(WAIT_S)
-            pool.submit(stop).result(WAIT_S)  # It does not wait for whoever takes his time.
-            assert not answer.done()
-            assert not listens("127.0.0.1", port)
-            slow.go.set()
-            assert answer.result(WAIT_S).endswith("last 1.0\n")
-            again, stop = serve(slow, address="127.0.0.1", port=port)  # The port is free at once.
-            assert scraped(again).endswith("last 1.0\n")
-            stop()
-        finally:
-            slow.go.set()
-
-
-def test_an_answer_on_its_way_is_waited_for_a_moment() -> None:
+@contextmanager
+def in_flight() -> Iterator[tuple[Slow, int, Callable[[], None], Future[str]]]:
+    """A scrape that was begun: it, the exporter's port, what stops the exporter, and the answer to come."""
     slow = Slow()
     with ThreadPoolExecutor(1) as pool:
         try:
             port, stop = serve(slow, address="127.0.0.1", port=0)
             answer: Future[str] = pool.submit(scraped, port)
             assert slow.begun.wait(WAIT_S)
-            threading.Timer(1.2, slow.go.set).start()
-            stop()
-            assert slow.go.is_set()
-            assert answer.result(WAIT_S).endswith("last 1.0\n")
+            yield slow, port, stop, answer
         finally:
             slow.go.set()
+
+
+def test_a_scrape_in_flight_neither_holds_the_exporter_nor_is_cut_off() -> None:
+    with in_flight() as (slow, port, stop, answer), ThreadPoolExecutor(1) as pool:
+        pool.submit(stop).result(WAIT_S)  # It does not wait for whoever takes his time.
+        assert not answer.done()
+        assert not listens("127.0.0.1", port)
+        slow.go.set()
+        assert answer.result(WAIT_S).endswith("last 1.0\n")
+        again, stop = serve(slow, address="127.0.0.1", port=port)  # The port is free at once.
+        assert scraped(again).endswith("last 1.0\n")
+        stop()
+
+
+def test_an_answer_on_its_way_is_waited_for_a_moment() -> None:
+    with in_flight() as (slow, _, stop, answer):
+        threading.Timer(1.2, slow.go.set).start()
+        stop()
+        assert slow.go.is_set()
+        assert answer.result(WAIT_S).endswith("last 1.0\n")
 
 
 @pytest.mark.integration
